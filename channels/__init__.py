@@ -1,0 +1,1 @@
+"""One adapter per way of reaching a person, and rendering."""

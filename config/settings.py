@@ -1,0 +1,288 @@
+"""NotiPy's settings: one `notipy.yaml`, overridable by the environment. The only reader of the environment."""
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from domain.duration import Duration
+from domain.retry import DEFAULT_SCHEDULE, DEFAULT_TIERS, RetryPolicy
+from domain.text import faults_of
+from domain.vocabulary import Channel, Semantics
+
+DEFAULT_FILE = Path("notipy.yaml")
+_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SECRET_NAME = re.compile(r"secret|password|token|api_?key|private_?key|credential", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):([^/@\s]*)(?=@)")
+MASK = "***"
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message names each setting and what it should be."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class ProviderSettings(BaseModel):
+    """One provider of a channel; what its kind needs beyond `name` and `kind` is validated by the kind itself."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,49}$")]
+    kind: str
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The kind's own settings."""
+        return self.model_extra or {}
+
+    def __repr__(self) -> str:
+        return f"ProviderSettings(name={self.name!r}, kind={self.kind!r})"
+
+    __str__ = __repr__
+
+
+class ChannelSettings(_Section):
+    """One channel.
+
+    Attributes:
+        retry: the wait after each failed attempt; attempts = 1 + its length.
+        concurrency: attempts in flight for each lane of this channel in one process.
+    """
+
+    semantics: Semantics = Semantics.AT_LEAST_ONCE
+    retry: Annotated[tuple[Duration, ...], Field(max_length=50)] = DEFAULT_SCHEDULE
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 100
+    providers: Annotated[tuple[ProviderSettings, ...], Field(min_length=1, max_length=1)]
+
+
+class EventsSettings(_Section):
+    """The events queue. `max_bytes`: larger messages are parked. `concurrency`: events in progress in one process."""
+
+    max_bytes: Annotated[int, Field(ge=1024, le=15 * 1024 * 1024)] = 4 * 1024 * 1024
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 200
+
+
+class StatusSettings(_Section):
+    """Which changes of state are published to `notipy.status`."""
+
+    publish: Literal["final", "all", "none"] = "final"
+
+
+class SweeperSettings(_Section):
+    """The sweeper.
+
+    Attributes:
+        interval: between two rounds.
+        overdue: how long after it should have happened a queued or retrying delivery is looked after.
+    """
+
+    interval: Duration = timedelta(seconds=5)
+    overdue: Duration = timedelta(minutes=5)
+
+
+class MetricsSettings(_Section):
+    """Where `/metrics`, `/healthz` and `/readyz` are served; port 0 takes a free one, `null` serves nothing."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - a scraper comes from another machine; it shows no secrets
+    port: Annotated[int, Field(ge=0, le=65535)] | None = 9464
+
+
+class LoggingSettings(_Section):
+    """`auto` is pretty on a terminal, else JSON."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "pretty"] = "auto"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set.
+
+    Attributes:
+        lease: how long a claim on an attempt holds; a send may take four fifths of it.
+        retry_tiers: the lengths of the retry queues, ascending; part of the topology.
+        grace: how long a stopping process waits for what is in flight.
+        catalog_refresh: how often a consumer looks whether the catalog has changed.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="NOTIPY_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        nested_model_default_partial_update=True,
+    )
+
+    amqp_url: SecretStr = SecretStr("amqp://guest:guest@127.0.0.1:5672/")
+    mongo_url: SecretStr = SecretStr("mongodb://127.0.0.1:27017/notipy")
+    channels: dict[Channel, ChannelSettings] = Field(default_factory=dict)
+    events: EventsSettings = EventsSettings()
+    status: StatusSettings = StatusSettings()
+    sweeper: SweeperSettings = SweeperSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    logging: LoggingSettings = LoggingSettings()
+    retry_tiers: Annotated[tuple[Duration, ...], Field(min_length=1, max_length=20)] = DEFAULT_TIERS
+    lease: Duration = timedelta(minutes=2)
+    grace: Duration = timedelta(seconds=25)
+    catalog_refresh: Duration = timedelta(seconds=2)
+
+    _file: Path | None = PrivateAttr(default=None)
+    _interpolated: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment over the file (which `load_settings` hands in as initial values)."""
+        return (env_settings, init_settings)
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _amqp(cls, value: SecretStr) -> SecretStr:
+        return _with_scheme(value, {"amqp", "amqps"}, "amqp://user:password@host:5672/vhost")
+
+    @field_validator("mongo_url")
+    @classmethod
+    def _mongo(cls, value: SecretStr) -> SecretStr:
+        return _with_scheme(value, {"mongodb", "mongodb+srv"}, "mongodb://user:password@host:27017/notipy")
+
+    @field_validator("retry_tiers")
+    @classmethod
+    def _ascending(cls, value: tuple[timedelta, ...]) -> tuple[timedelta, ...]:
+        if value[0] <= timedelta(0) or any(a >= b for a, b in zip(value, value[1:], strict=False)):
+            raise ValueError("should be durations that ascend, such as [5s, 15s, 45s]")
+        return value
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        for name, value in (("lease", self.lease), ("sweeper.interval", self.sweeper.interval)):
+            if value <= timedelta(0):
+                raise ValueError(f"{name} should be longer than nothing")
+        return self
+
+    def policy(self, channel: Channel) -> RetryPolicy:
+        """The retry policy of a configured channel."""
+        chosen = self.channels[channel]
+        return RetryPolicy(chosen.retry, self.retry_tiers, chosen.semantics)
+
+    def masked(self) -> dict[str, Any]:
+        """The settings in force as JSON values, every secret replaced."""
+        document = self.model_dump(mode="json")
+        document["amqp_url"] = self.amqp_url.get_secret_value()
+        document["mongo_url"] = self.mongo_url.get_secret_value()
+        masked: dict[str, Any] = _mask(document, self._interpolated)
+        return masked
+
+    @property
+    def file(self) -> Path | None:
+        """The file that was read; None if there was none."""
+        return self._file
+
+
+def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
+    """Read `notipy.yaml` (`file`, else `NOTIPY_CONFIG`, else the one in the current folder), then the environment.
+
+    Raises:
+        SettingsError: something is missing or wrong; it says which setting, where, and what it should be.
+    """
+    named = file or (Path(os.environ["NOTIPY_CONFIG"]) if os.environ.get("NOTIPY_CONFIG") else None)
+    path = named or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
+    interpolated: dict[str, str] = {}
+    document = _read(path, interpolated) if path else {}
+    try:
+        settings = Settings(**(document | overrides))
+    except ValidationError as error:
+        raise SettingsError(_told(error, path)) from None
+    except ValueError as error:  # an environment variable that should hold JSON and does not
+        raise SettingsError(f"in the environment: {error}") from None
+    settings._file, settings._interpolated = path, interpolated
+    return settings
+
+
+def _read(path: Path, interpolated: dict[str, str]) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: is not YAML: {error}") from None
+    if not isinstance(document, dict | None):
+        raise SettingsError(f"{path}: should be a mapping of settings")
+    result: dict[str, Any] = _interpolate(document or {}, path, "", interpolated)
+    return result
+
+
+def _interpolate(value: Any, path: Path, place: str, used: dict[str, str]) -> Any:
+    """Replace `${NAME}` in every string; `$${` stands for a literal `${`."""
+    if isinstance(value, dict):
+        return {key: _interpolate(item, path, f"{place}.{key}".lstrip("."), used) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_interpolate(item, path, f"{place}.{index}", used) for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name is None:
+            return "${"
+        if name not in os.environ:
+            raise SettingsError(f"{path}: {place}: the environment variable {name} is not set")
+        used[name] = os.environ[name]
+        return used[name]
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _with_scheme(value: SecretStr, schemes: set[str], example: str) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in schemes or not parts.netloc:
+        raise ValueError(f"should be a URL such as {example}")
+    return value
+
+
+def _told(error: ValidationError, path: Path | None) -> str:
+    place = f"{path} or the environment" if path else "the environment (no notipy.yaml was found)"
+    lines = [f"  {fault.field or 'settings'}: {fault.fault}" for fault in faults_of(error)]
+    return f"wrong settings, from {place}:\n" + "\n".join(lines)
+
+
+def _mask(value: Any, interpolated: Mapping[str, str], name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _mask(item, interpolated, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mask(item, interpolated, name) for item in value]
+    if isinstance(value, str):
+        return MASK if _SECRET_NAME.search(name) else _mask_text(value, interpolated)
+    return value
+
+
+def _mask_text(text: str, interpolated: Mapping[str, str]) -> str:
+    for variable, secret in interpolated.items():
+        if len(secret) > 2:
+            text = text.replace(secret, f"${{{variable}}}")
+    return _URL_PASSWORD.sub(lambda match: f"{match.group(1)}:{MASK}", text)

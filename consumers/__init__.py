@@ -1,0 +1,1 @@
+"""The FastStream application: topology, thin message handlers, composition root."""

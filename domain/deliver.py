@@ -1,0 +1,241 @@
+"""The use case of a channel's queue: claim → render → send → classify → record → settle."""
+
+import asyncio
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import PurePath
+from random import Random
+from typing import Any, assert_never
+from uuid import uuid4
+
+from domain.delivery import Change, Delivery
+from domain.dispatch import Dispatch, EventData
+from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
+from domain.message import Message
+from domain.notification import INLINE
+from domain.outcome import Expired, Failed, Hold, Outcome, Retry, Sent, Unknown
+from domain.ports import Catalog, Claim, Deliveries, DispatchQueue, Events, Now, Provider, Renderer, TemplateError
+from domain.retry import RetryPolicy
+from domain.stored import read_event
+from domain.vocabulary import Reason, State
+
+SEND_SHARE = 0.8
+"""The part of a lease that a send may take; the rest is for recording it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """An attempt that was made and is on record."""
+
+    delivery: Delivery
+    outcome: Outcome
+    provider: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class NotClaimed:
+    """Nothing was sent: somebody else has this attempt, or it is decided already."""
+
+    delivery: Delivery
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """The attempt was made, but its lease had run out and somebody else has decided meanwhile."""
+
+    delivery: Delivery
+    outcome: Outcome
+    provider: str
+
+
+Result = Settled | NotClaimed | Late
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Delivers over one channel.
+
+    Returning means that the outcome is committed and what follows from it confirmed. At-least-once: a crash
+    between send and record leaves a claim without outcome, which the sweeper finds when its lease runs out.
+
+    Attributes:
+        lease: how long a claim holds; longer than the slowest send.
+        overdue: how long after it should have happened the sweeper looks after a queued or retrying delivery.
+    """
+
+    provider: Provider
+    deliveries: Deliveries
+    events: Events
+    catalog: Catalog
+    queue: DispatchQueue
+    renderer: Renderer
+    policy: RetryPolicy
+    now: Now
+    lease: timedelta
+    overdue: timedelta
+    rng: Random = field(default_factory=Random)
+
+    async def __call__(self, job: Dispatch, *, redelivered: bool = False) -> Result:
+        """Make one attempt, if it can be claimed."""
+        claim = self._claim(job)
+        if not await self.deliveries.claim(claim):
+            return await self._not_claimed(job, redelivered)
+        started = self.now()
+        outcome = await self._attempt(job, started)
+        ended = self.now()
+        delivery, changes = self._after(job, outcome, started, ended)
+        if not await self.deliveries.record(delivery, job.attempt - 1, changes):
+            await self.deliveries.note(
+                delivery.id, replace(changes[-1], detail=f"after its lease: {changes[-1].detail}")
+            )
+            return Late(delivery, outcome, self.provider.name)
+        await self._settle(job, delivery, changes)
+        return Settled(delivery, outcome, self.provider.name, (ended - started).total_seconds())
+
+    def _claim(self, job: Dispatch) -> Claim:
+        now = self.now()
+        return Claim(job.delivery.claim_id(job.attempt), uuid4().hex, now, now + self.lease)
+
+    async def _attempt(self, job: Dispatch, now: datetime) -> Outcome:
+        expires = job.delivery.expires_at
+        if expires is not None and expires <= now:
+            return Expired(f"its time was over at {expires.isoformat()}")
+        try:
+            return Sent(await self._send(await self._render(job)))
+        except DeliveryFailure as failure:
+            return self.policy.next_attempt(job.attempt, failure, self.now(), self.rng)
+
+    async def _send(self, message: Message) -> str:
+        """Send within the lease: a provider that takes longer is cut off, its outcome unknown."""
+        try:
+            async with asyncio.timeout(self.lease.total_seconds() * SEND_SHARE):
+                return await self.provider.send(message)
+        except DeliveryFailure:
+            raise
+        except TimeoutError:
+            raise UnknownOutcome(Reason.TIMEOUT, "no answer within the lease") from None
+        except Exception as error:
+            raise UnknownOutcome(Reason.INTERNAL_ERROR, _where(error)) from error
+
+    async def _render(self, job: Dispatch) -> Message:
+        try:
+            return await self._message(job)
+        except DeliveryFailure:
+            raise
+        except TemplateError as error:
+            raise PermanentFailure(Reason.TEMPLATE_ERROR, str(error)) from None
+        except Exception as error:
+            raise TransientFailure(Reason.INTERNAL_ERROR, _where(error)) from error
+
+    async def _message(self, job: Dispatch) -> Message:
+        delivery = job.delivery
+        event = job.event or await self._event(delivery)
+        content = await self._content(delivery, event)
+        return Message(
+            delivery_id=delivery.id,
+            idempotency_key=delivery.ref,
+            channel=delivery.channel,
+            recipient=delivery.recipient,
+            content=self.renderer.render(delivery.channel, content, _context(event, delivery)),
+            created_at=delivery.created_at,
+            attachments=event.attachments,
+        )
+
+    async def _event(self, delivery: Delivery) -> EventData:
+        stored = await self.events.get(delivery.event_key)
+        if stored is None:
+            raise PermanentFailure(Reason.INTERNAL_ERROR, "the event is no longer stored")
+        return EventData.of(await asyncio.to_thread(read_event, stored))
+
+    async def _content(self, delivery: Delivery, event: EventData) -> Mapping[str, Any]:
+        if delivery.notification == INLINE:
+            return (event.content or {})[delivery.channel]
+        notification = await self.catalog.version(delivery.notification, delivery.version)
+        if notification is None:
+            raise PermanentFailure(Reason.INTERNAL_ERROR, "the notification's version is no longer stored")
+        return notification.definition.channels[delivery.channel]
+
+    def _after(
+        self, job: Dispatch, outcome: Outcome, started: datetime, ended: datetime
+    ) -> tuple[Delivery, list[Change]]:
+        """The delivery and the changes that the attempt brought: that it was sending, and what came of it."""
+        delivery, changes = job.delivery, []
+        if not isinstance(outcome, Expired):
+            sending = self._change(job, State.SENDING, started, Reason.CLAIMED)
+            changes.append(sending)
+        change, due_at = self._outcome_change(job, outcome, ended)
+        changes.append(change)
+        return replace(delivery.changed(change, due_at), history=(*delivery.history, *changes)), changes
+
+    def _outcome_change(self, job: Dispatch, outcome: Outcome, at: datetime) -> tuple[Change, datetime | None]:
+        match outcome:
+            case Sent(detail):
+                return self._change(job, State.SENT, at, Reason.ACCEPTED, detail), None
+            case Retry(reason, detail, _, back, duplicate):
+                return self._change(job, State.RETRYING, at, reason, detail, duplicate), back + self.overdue
+            case Hold(reason, detail, until, duplicate):
+                return self._change(job, State.HELD, at, reason, detail, duplicate), until
+            case Failed(reason, detail):
+                return self._change(job, State.FAILED, at, reason, detail), None
+            case Unknown(reason, detail):
+                return self._change(job, State.UNKNOWN, at, reason, detail), None
+            case Expired(detail):
+                change = Change(State.EXPIRED, at, Reason.EXPIRED, job.delivery.epoch, job.attempt - 1, detail=detail)
+                return change, None
+            case _:  # pragma: no cover
+                assert_never(outcome)
+
+    def _change(
+        self,
+        job: Dispatch,
+        state: State,
+        at: datetime,
+        reason: Reason,
+        detail: str | None = None,
+        duplicate: bool = False,
+    ) -> Change:
+        return Change(state, at, reason, job.delivery.epoch, job.attempt, self.provider.name, detail, duplicate)
+
+    async def _settle(self, job: Dispatch, delivery: Delivery, changes: list[Change]) -> None:
+        await self._follow_up(job.again(delivery))
+        for change in changes:
+            await self.queue.status(delivery, change)
+
+    async def _follow_up(self, job: Dispatch) -> None:
+        """Publish what the recorded state calls for. Publishing it twice is harmless: claims see to that."""
+        delivery = job.delivery
+        if delivery.state is State.RETRYING and delivery.due_at is not None:
+            wait = delivery.due_at - self.overdue - delivery.updated_at
+            await self.queue.retry(job, min(self.policy.tiers, key=lambda tier: abs(tier - wait)))
+        elif delivery.state is State.FAILED:
+            await self.queue.park(job, delivery.reason, delivery.detail or "")
+
+    async def _not_claimed(self, job: Dispatch, redelivered: bool) -> NotClaimed:
+        """Another consumer has this attempt, or had it and died: see that what follows does follow."""
+        stored = await self.deliveries.get(job.delivery.id)
+        if stored is None or stored.epoch != job.delivery.epoch or stored.attempt > job.attempt:
+            return NotClaimed(job.delivery, "superseded")
+        if stored.attempt == job.attempt or stored.state.final:
+            if redelivered:
+                await self._follow_up(replace(job, delivery=stored, attempt=stored.attempt + 1))
+            return NotClaimed(stored, "decided")
+        claims = await self.deliveries.claims([stored.claim_id(job.attempt)])
+        for claim in claims.values():
+            await self.deliveries.postpone([stored.id], claim.lease_until)
+        return NotClaimed(stored, "claimed")
+
+
+def _where(error: Exception) -> str:
+    """The kind of error and its place: its own words may hold an address."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
+
+
+def _context(event: EventData, delivery: Delivery) -> dict[str, Any]:
+    about = {"id": event.id, "source": event.source, "type": event.type, "time": event.time.isoformat()}
+    return {**event.data, "data": event.data, "event": about, "recipient": delivery.recipient}

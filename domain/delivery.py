@@ -1,0 +1,113 @@
+"""One delivery: one event × notification × recipient × channel, and every change that it went through."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from domain.event import NAMESPACE
+from domain.vocabulary import IN_FLIGHT, Channel, Lane, Reason, State
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of state, as it stands in a delivery's history and is published to `notipy.status`.
+
+    Attributes:
+        attempt: the attempt that it belongs to; 0 where none was made.
+        detail: for people; never an address or content.
+    """
+
+    state: State
+    at: datetime
+    reason: Reason
+    epoch: int
+    attempt: int
+    provider: str | None = None
+    detail: str | None = None
+    possible_duplicate: bool = False
+
+    def document(self) -> dict[str, Any]:
+        """The change as a flat record, without what is unset."""
+        record = {
+            "state": str(self.state),
+            "at": self.at,
+            "reason": str(self.reason),
+            "epoch": self.epoch,
+            "attempt": self.attempt,
+            "provider": self.provider,
+            "detail": self.detail,
+            "possible_duplicate": self.possible_duplicate or None,
+        }
+        return {name: value for name, value in record.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What must reach one recipient over one channel, and where that stands.
+
+    Attributes:
+        id: a UUIDv5 of event, notification, recipient and channel: planning twice plans the same delivery.
+        event_key: the event in the database; `event_id` is the producer's.
+        epoch: 1, and one more with each replay; attempts are counted within it.
+        attempt: the last attempt of this epoch whose outcome is on record; 0 before the first.
+        due_at: when the sweeper looks after it, if nobody has by then; None once final.
+        possible_duplicate: an attempt with unknown outcome was followed by another.
+    """
+
+    id: str
+    event_key: str
+    event_id: str
+    source: str
+    type: str
+    notification: str
+    version: int
+    channel: Channel
+    lane: Lane
+    recipient: Mapping[str, Any]
+    recipient_key: str
+    state: State
+    reason: Reason
+    created_at: datetime
+    updated_at: datetime
+    epoch: int = 1
+    attempt: int = 0
+    detail: str | None = None
+    provider: str | None = None
+    due_at: datetime | None = None
+    expires_at: datetime | None = None
+    possible_duplicate: bool = False
+    history: tuple[Change, ...] = ()
+
+    @property
+    def ref(self) -> str:
+        """What a provider takes as the idempotency key: the same for every attempt of an epoch."""
+        return f"{self.id}/{self.epoch}"
+
+    def claim_id(self, attempt: int) -> str:
+        """The unique id under which an attempt of this epoch is claimed."""
+        return f"{self.id}/{self.epoch}/{attempt}"
+
+    def changed(self, change: Change, due_at: datetime | None) -> "Delivery":
+        """The delivery after the change; `due_at` is for states that are not final."""
+        if change.state in IN_FLIGHT and due_at is None:
+            raise ValueError(f"a delivery that is {change.state} needs a time at which it is looked after")
+        return replace(
+            self,
+            state=change.state,
+            reason=change.reason,
+            detail=change.detail,
+            epoch=change.epoch,
+            attempt=change.attempt,
+            provider=change.provider or self.provider,
+            due_at=due_at,
+            updated_at=change.at,
+            possible_duplicate=self.possible_duplicate or change.possible_duplicate,
+            history=(*self.history, change),
+        )
+
+
+def delivery_id(event_key: str, notification: str, recipient_key: str, channel: Channel) -> str:
+    """The id that every planning of the same delivery comes to."""
+    return str(uuid.uuid5(NAMESPACE, f"{event_key}\n{notification}\n{recipient_key}\n{channel}"))

@@ -1,0 +1,57 @@
+"""The work order that travels to a channel: a delivery and what its content is rendered with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from domain.delivery import Delivery
+from domain.event import Attachment, Event
+from domain.vocabulary import Channel
+
+INLINE_LIMIT = 16 * 1024
+"""Bytes of an event up to which its data travels in each dispatch; larger ones are read from the database once."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventData:
+    """What templates see of an event."""
+
+    key: str
+    id: str
+    source: str
+    type: str
+    time: datetime
+    data: Mapping[str, Any] = field(repr=False)
+    content: Mapping[Channel, Mapping[str, Any]] | None = field(default=None, repr=False)
+    attachments: tuple[Attachment, ...] = field(default=(), repr=False)
+
+    @staticmethod
+    def of(event: Event) -> "EventData":
+        """The part of an event that its deliveries need."""
+        return EventData(
+            event.key, event.id, event.source, event.type, event.time, event.data, event.content, event.attachments
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Make attempt number `attempt` of this delivery.
+
+    Attributes:
+        event: None where it was too large to travel along; it is then read from the database.
+    """
+
+    delivery: Delivery
+    attempt: int
+    event: EventData | None
+
+    def again(self, delivery: Delivery) -> "Dispatch":
+        """The next attempt after what is now on record."""
+        return replace(self, delivery=delivery, attempt=delivery.attempt + 1)
+
+
+def dispatch_of(delivery: Delivery, event: Event) -> Dispatch:
+    """The order for the delivery's next attempt, with the event's data where it is small."""
+    small = len(event.body) <= INLINE_LIMIT
+    return Dispatch(delivery, delivery.attempt + 1, EventData.of(event) if small else None)

@@ -1,0 +1,402 @@
+"""What a producer publishes: parsed, validated, every fault named."""
+
+import re
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    Base64Bytes,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+    validate_email,
+)
+from pydantic_core import from_json
+
+from domain.text import Fault, SingleLine, faults_of
+from domain.vocabulary import Channel, Lane, Reason
+
+NAMESPACE = uuid.UUID("6f0c3f1e-52c5-5c39-9d27-0a8a4f1f7c11")
+"""Of every UUIDv5 that NotiPy makes."""
+MAX_DEPTH = 32
+"""Levels of nesting in `data`; a template needs few, and BSON and parsers have limits of their own (100 and 200)."""
+MAX_TOPIC = 200
+"""Characters of `<source>.<type>`: with the state and the channel before it, a routing key holds 255 bytes."""
+
+_INT64 = 2**63
+_PHONE = re.compile(r"\+[1-9]\d{6,14}")
+_LOCALE = re.compile(r"[A-Za-z]{2,8}(?:[-_][A-Za-z0-9]{1,8})*")
+_TOPIC_WORDS = re.compile(r"[^\s*#\x00-\x1f]+")
+_MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+")
+
+
+class EventRejected(Exception):
+    """The message is no event; `reason` is for machines, `faults` say what is wrong where."""
+
+    def __init__(self, reason: Reason, *faults: Fault) -> None:
+        super().__init__(f"{reason}: " + "; ".join(map(str, faults)))
+        self.reason = reason
+        self.faults = faults
+
+
+def _email(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("is not an e-mail address: it contains a control character")
+    return validate_email(value)[1]
+
+
+def _phone(value: str) -> str:
+    number = re.sub(r"[ ()./-]", "", value)
+    if not _PHONE.fullmatch(number):
+        raise ValueError("is not a phone number in international form, such as +4915112345678")
+    return number
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not value.isprintable() or " " in value:
+        raise ValueError("is not an http:// or https:// URL")
+    return value
+
+
+def _locale(value: str) -> str:
+    if not _LOCALE.fullmatch(value):
+        raise ValueError("is not a locale such as de or pt-BR")
+    return value
+
+
+@lru_cache(maxsize=1024)
+def _timezone(value: str) -> str:
+    try:
+        return ZoneInfo(value).key
+    except (OSError, ValueError) as error:
+        raise ValueError("is not a time zone such as Europe/Berlin") from error
+
+
+def _words(value: str) -> str:
+    if not _TOPIC_WORDS.fullmatch(value) or "" in value.split("."):
+        raise ValueError("should be words joined by dots, without spaces, * or #")
+    return value
+
+
+def _media_type(value: str) -> str:
+    if not _MEDIA_TYPE.fullmatch(value):
+        raise ValueError("is not a media type such as application/pdf")
+    return value
+
+
+HttpUrl = Annotated[str, Field(max_length=2048), AfterValidator(_http_url)]
+TopicWords = Annotated[str, Field(min_length=1, max_length=MAX_TOPIC), AfterValidator(_words)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PushTarget(_Document):
+    """One app installation of a recipient."""
+
+    provider: Annotated[SingleLine, Field(min_length=1, max_length=64)]
+    token: Annotated[SingleLine, Field(min_length=1, max_length=4096)]
+
+
+class Recipient(_Document):
+    """Whom to tell, and where. At least an `id` or one address is given."""
+
+    id: Annotated[SingleLine, Field(min_length=1, max_length=255)] | None = None
+    name: Annotated[SingleLine, Field(max_length=255)] | None = None
+    email: Annotated[str, Field(max_length=320), AfterValidator(_email)] | None = None
+    phone: Annotated[str, Field(max_length=64), AfterValidator(_phone)] | None = None
+    locale: Annotated[str, Field(max_length=64), AfterValidator(_locale)] | None = None
+    timezone: Annotated[str, Field(max_length=64), AfterValidator(_timezone)] | None = None
+    push: tuple[PushTarget, ...] = ()
+    webhook: HttpUrl | None = None
+    chat: Annotated[SingleLine, Field(min_length=1, max_length=2048)] | None = None
+
+    ADDRESS_FIELDS: ClassVar[Mapping[Channel, str]] = {
+        Channel.EMAIL: "email",
+        Channel.SMS: "phone",
+        Channel.PUSH: "push",
+        Channel.CHAT: "chat",
+        Channel.WEBHOOK: "webhook",
+        Channel.INBOX: "id",
+    }
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "Recipient":
+        if not any(getattr(self, name) for name in self.ADDRESS_FIELDS.values()):
+            raise ValueError("needs an id or an address (email, phone, push, chat or webhook)")
+        return self
+
+    def has_address(self, channel: Channel) -> bool:
+        """Whether the channel can reach this recipient."""
+        return bool(getattr(self, self.ADDRESS_FIELDS[channel]))
+
+    @property
+    def key(self) -> str:
+        """What makes this recipient the same one in an event: the id, else the first address."""
+        token = self.push[0].token if self.push else None
+        return str(self.id or self.email or self.phone or self.webhook or self.chat or token)
+
+    def document(self) -> dict[str, Any]:
+        """The fields that are set, as JSON values."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FaultyRecipient:
+    """A recipient of an otherwise usable event that cannot be used, or not on every channel.
+
+    Attributes:
+        position: its index in the event.
+        faults: what is wrong, by field.
+        usable: the recipient without the faulty addresses; None if nothing usable remains.
+    """
+
+    position: int
+    faults: tuple[Fault, ...]
+    usable: Recipient | None
+
+    @property
+    def key(self) -> str:
+        """The id where it has one, else its position."""
+        return self.usable.key if self.usable else f"#{self.position}"
+
+    def fault_for(self, channel: Channel) -> str | None:
+        """Why the channel cannot be used; None where it can."""
+        address = Recipient.ADDRESS_FIELDS[channel]
+        told = [str(fault) for fault in self.faults if self.usable is None or fault.field.split(".")[0] == address]
+        return "; ".join(told) or None
+
+
+class Attachment(_Document):
+    """A file to send along: fetched from `url`, or given in base64 as `content`."""
+
+    filename: Annotated[SingleLine, Field(min_length=1, max_length=255, pattern=r"^[^/\\]+$")]
+    content_type: Annotated[str, AfterValidator(_media_type)] = "application/octet-stream"
+    url: HttpUrl | None = None
+    content: Base64Bytes | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Attachment":
+        if (self.url is None) == (self.content is None):
+            raise ValueError("needs either url or content (base64)")
+        return self
+
+
+class _Envelope(_Document):
+    """The event as published, its recipients not yet looked at one by one."""
+
+    id: Annotated[SingleLine, Field(min_length=1, max_length=255)]
+    source: TopicWords
+    type: TopicWords
+    time: AwareDatetime
+    recipients: Annotated[Sequence[Any], Field(min_length=1)]
+    data: dict[str, Any] = Field(default_factory=dict)
+    attachments: tuple[Attachment, ...] = ()
+    channels: tuple[Channel, ...] | None = None
+    lane: Lane | None = None
+    send_at: AwareDatetime | None = None
+    expires_at: AwareDatetime | None = None
+    content: dict[Channel, dict[str, Any]] | None = None
+
+    @model_validator(mode="after")
+    def _topic(self) -> "_Envelope":
+        if len(f"{self.source}.{self.type}".encode()) > MAX_TOPIC:
+            raise ValueError(f"source and type together are longer than {MAX_TOPIC} bytes")
+        if self.data and (fault := _fault_in(self.data)):
+            raise ValueError(f"data {fault}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message as it came from the broker.
+
+    Attributes:
+        routing_key: of the topic exchange; None if it was published straight to the queue.
+        redelivered: the broker has handed it out before.
+    """
+
+    body: bytes
+    routing_key: str | None = None
+    message_id: str | None = None
+    timestamp: datetime | None = None
+    redelivered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A usable event. `key` identifies it in the database: a UUIDv5 of source and id."""
+
+    key: str
+    id: str
+    source: str
+    type: str
+    time: datetime
+    recipients: tuple[Recipient | FaultyRecipient, ...]
+    data: Mapping[str, Any]
+    body: bytes = field(repr=False)
+    attachments: tuple[Attachment, ...] = ()
+    channels: tuple[Channel, ...] | None = None
+    lane: Lane | None = None
+    send_at: datetime | None = None
+    expires_at: datetime | None = None
+    content: Mapping[Channel, Mapping[str, Any]] | None = None
+
+    @property
+    def topic(self) -> str:
+        """`<source>.<type>`, what a notification's `on` is matched against."""
+        return f"{self.source}.{self.type}"
+
+
+def event_key(source: str, event_id: str) -> str:
+    """The database key of an event; `id` is unique per `source`."""
+    return str(uuid.uuid5(NAMESPACE, f"{source}\n{event_id}"))
+
+
+def parse_event(incoming: Incoming, now: datetime, max_bytes: int) -> Event:
+    """Read a message as an event: plain JSON or CloudEvents 1.0 in structured mode.
+
+    What the body leaves out comes from the message: `source` and `type` from the routing key,
+    `id` from `message_id`, `time` from its timestamp. A recipient with a fault does not stop the
+    others; an event in which every recipient has one is rejected.
+
+    Raises:
+        EventRejected: it cannot be used; every fault is named.
+    """
+    if len(incoming.body) > max_bytes:
+        raise EventRejected(Reason.TOO_LARGE, Fault("", f"{len(incoming.body)} bytes; the limit is {max_bytes}"))
+    document = _with_defaults(_plain(_load(incoming.body)), incoming, now)
+    try:
+        envelope = _Envelope.model_validate(document)
+    except ValidationError as error:
+        raise EventRejected(Reason.INVALID, *faults_of(error)) from None
+    recipients = tuple(_recipients(envelope.recipients))
+    if all(isinstance(recipient, FaultyRecipient) for recipient in recipients):
+        faults = (fault for recipient in recipients for fault in _placed(recipient))
+        raise EventRejected(Reason.INVALID, *faults)
+    return _event(envelope, recipients, incoming.body)
+
+
+def _event(envelope: _Envelope, recipients: tuple[Recipient | FaultyRecipient, ...], body: bytes) -> Event:
+    return Event(
+        key=event_key(envelope.source, envelope.id),
+        id=envelope.id,
+        source=envelope.source,
+        type=envelope.type,
+        time=envelope.time,
+        recipients=recipients,
+        data=envelope.data,
+        body=body,
+        attachments=envelope.attachments,
+        channels=envelope.channels,
+        lane=envelope.lane,
+        send_at=envelope.send_at,
+        expires_at=envelope.expires_at,
+        content=envelope.content,
+    )
+
+
+def _load(body: bytes) -> dict[str, Any]:
+    try:
+        document = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        reason = Reason.TOO_DEEP if "recursion limit" in str(error) else Reason.NOT_JSON
+        raise EventRejected(reason, Fault("", str(error)[:200])) from None
+    if not isinstance(document, dict):
+        raise EventRejected(Reason.INVALID, Fault("", "should be a JSON object"))
+    return document
+
+
+_CLOUD_ATTRIBUTES = frozenset({"specversion", "id", "source", "type", "time", "data"})
+
+
+def _plain(document: dict[str, Any]) -> dict[str, Any]:
+    """Turn a CloudEvent into a plain event; its other attributes and extensions are not NotiPy's."""
+    if "specversion" not in document:
+        return document
+    if document["specversion"] != "1.0":
+        raise EventRejected(
+            Reason.INVALID, Fault("specversion", "should be 1.0, the CloudEvents version that is understood")
+        )
+    data = document.get("data")
+    if not isinstance(data, dict):
+        raise EventRejected(
+            Reason.INVALID, Fault("data", "of a CloudEvent should be an object with recipients and data")
+        )
+    if clash := data.keys() & (_CLOUD_ATTRIBUTES - {"data"}):
+        raise EventRejected(
+            Reason.INVALID, *(Fault(f"data.{name}", "belongs to the CloudEvent itself") for name in sorted(clash))
+        )
+    attributes: dict[str, Any] = {
+        name: document[name] for name in _CLOUD_ATTRIBUTES - {"specversion", "data"} if name in document
+    }
+    return attributes | data
+
+
+def _with_defaults(document: dict[str, Any], incoming: Incoming, now: datetime) -> dict[str, Any]:
+    source, _, kind = (incoming.routing_key or "").partition(".")
+    defaults: dict[str, Any] = {
+        "id": incoming.message_id,
+        "source": source,
+        "type": kind,
+        "time": incoming.timestamp or now,
+    }
+    missing: dict[str, Any] = {name: value for name, value in defaults.items() if value and document.get(name) is None}
+    return document | missing
+
+
+def _recipients(raw: Sequence[Any]) -> Iterator[Recipient | FaultyRecipient]:
+    for position, item in enumerate(raw):
+        try:
+            yield Recipient.model_validate(item)
+        except ValidationError as error:
+            yield _faulty(position, item, error)
+
+
+def _faulty(position: int, item: Any, error: ValidationError) -> FaultyRecipient:
+    """Keep what is usable: a bad phone number does not stop the e-mail; a bad name stops everything."""
+    faults = faults_of(error)
+    bad = {fault.field.split(".")[0] for fault in faults}
+    if not bad <= set(Recipient.ADDRESS_FIELDS.values()):
+        return FaultyRecipient(position, faults, None)
+    try:
+        usable = Recipient.model_validate({name: value for name, value in item.items() if name not in bad})
+    except ValidationError:
+        return FaultyRecipient(position, faults, None)
+    return FaultyRecipient(position, faults, usable)
+
+
+def _placed(recipient: Recipient | FaultyRecipient) -> Iterator[Fault]:
+    if isinstance(recipient, FaultyRecipient):
+        place = f"recipients.{recipient.position}"
+        for fault in recipient.faults:
+            yield Fault(f"{place}.{fault.field}" if fault.field else place, fault.fault)
+
+
+def _fault_in(data: Any) -> str | None:
+    """What makes the value unusable: nested too deep, or a number that no database or JSON reader keeps exactly."""
+    level, depth = [data], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            return f"is nested more than {MAX_DEPTH} levels deep"
+        inner: list[Any] = []
+        for value in level:
+            values = value.values() if isinstance(value, dict) else value
+            inner.extend(item for item in values if isinstance(item, dict | list))
+            if any(isinstance(item, int) and not -_INT64 <= item < _INT64 for item in values):
+                return "has an integer of more than 64 bits: send it as a string"
+        level = inner
+    return None

@@ -1,0 +1,30 @@
+"""What a channel adapter says when a send did not plainly succeed.
+
+The adapter classifies; only the domain knows attempts, tiers and semantics.
+"""
+
+from datetime import timedelta
+
+from domain.vocabulary import Reason
+
+
+class DeliveryFailure(Exception):
+    """A send that failed: a reason for machines and a detail for people (never an address or content)."""
+
+    def __init__(self, reason: Reason, detail: str, *, retry_after: timedelta | None = None) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class TransientFailure(DeliveryFailure):
+    """Another attempt may succeed. `retry_after`: how long the provider asked to be left alone."""
+
+
+class PermanentFailure(DeliveryFailure):
+    """Another attempt would end the same way."""
+
+
+class UnknownOutcome(DeliveryFailure):
+    """The provider may or may not have taken the message: the connection broke between sending and the answer."""

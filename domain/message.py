@@ -1,0 +1,30 @@
+"""What a channel adapter is given to send."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from domain.event import Attachment
+from domain.vocabulary import Channel
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One rendered message.
+
+    Attributes:
+        delivery_id: for logs; never the address or the content.
+        idempotency_key: `<delivery>/<epoch>`, the same for every attempt of an epoch.
+        recipient: the recipient's fields as published (`email`, `phone`, `webhook`, …).
+        content: the rendered fields of the channel's content (`subject`, `text`, `html`, `title`, `payload`).
+        created_at: when the delivery was planned; the same for every attempt.
+    """
+
+    delivery_id: str
+    idempotency_key: str
+    channel: Channel
+    recipient: Mapping[str, Any] = field(repr=False)
+    content: Mapping[str, str] = field(repr=False)
+    created_at: datetime
+    attachments: tuple[Attachment, ...] = field(default=(), repr=False)

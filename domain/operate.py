@@ -1,0 +1,76 @@
+"""What an operator or a service does to deliveries: replay, drop, cancel."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import uuid4
+
+from domain.delivery import Change, Delivery
+from domain.dispatch import dispatch_of
+from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now
+from domain.stored import read_event
+from domain.vocabulary import REPLAYABLE, Reason, State
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """It could not be done; `why` is for a person."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Operate:
+    """Operators' actions. Each is idempotent: of two operators at once, one does it and the other is told so."""
+
+    deliveries: Deliveries
+    events: Events
+    queue: DispatchQueue
+    now: Now
+    overdue: timedelta
+    lease: timedelta
+
+    async def replay(self, delivery: Delivery) -> Delivery | Refused:
+        """Start a new epoch of a failed delivery: its attempts are counted anew, its provider's idempotency key is new.
+
+        A crash between the database and the queue leaves a queued delivery that the sweeper dispatches.
+        """
+        if delivery.state not in REPLAYABLE:
+            return Refused(f"it is {delivery.state}; only {' and '.join(REPLAYABLE)} ones are replayed")
+        stored = await self.events.get(delivery.event_key)
+        if stored is None:
+            return Refused("its event is no longer stored")
+        now = self.now()
+        change = Change(State.QUEUED, now, Reason.REPLAYED, delivery.epoch + 1, 0)
+        after = delivery.changed(change, now + self.overdue)
+        if not await self.deliveries.reopen(delivery, after, change):
+            return Refused("somebody else has just replayed or dropped it")
+        await self.queue.dispatch(dispatch_of(after, read_event(stored)))
+        await self.queue.status(after, change)
+        return after
+
+    async def drop(self, delivery: Delivery) -> Delivery | Refused:
+        """Give a failed delivery up: it ends `cancelled`, reason `dropped`, and is replayed no more."""
+        change = Change(State.CANCELLED, self.now(), Reason.DROPPED, delivery.epoch, delivery.attempt)
+        after = delivery.changed(change, None)
+        if not await self.deliveries.reopen(delivery, after, change):
+            return Refused("somebody else has just replayed or dropped it")
+        await self.queue.status(after, change)
+        return after
+
+    async def cancel(self, delivery_id: str) -> Delivery | Refused:
+        """Stop a delivery that is not being sent, by winning its next attempt before a consumer does."""
+        delivery = await self.deliveries.get(delivery_id)
+        if delivery is None:
+            return Refused("there is no such delivery")
+        if delivery.state.final:
+            return Refused(f"it is {delivery.state} already")
+        now = self.now()
+        claim = Claim(delivery.claim_id(delivery.attempt + 1), uuid4().hex, now, now + self.lease)
+        if not await self.deliveries.claim(claim):
+            return Refused("it is being sent at this moment")
+        change = Change(State.CANCELLED, now, Reason.CANCELLED, delivery.epoch, delivery.attempt)
+        after = delivery.changed(change, None)
+        if not await self.deliveries.record(after, delivery.attempt, [change]):
+            return Refused("it has just been decided otherwise")
+        await self.queue.status(after, change)
+        return after

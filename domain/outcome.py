@@ -1,0 +1,60 @@
+"""What became of an attempt, as data."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from domain.vocabulary import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The provider accepted it. `detail` is the provider's answer."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """It failed and goes to the retry queue `tier`, back at `at`."""
+
+    reason: Reason
+    detail: str
+    tier: timedelta
+    at: datetime
+    possible_duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """It failed and waits in the database until `at`, longer than any retry queue."""
+
+    reason: Reason
+    detail: str
+    at: datetime
+    possible_duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It failed for good and is parked."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Whether it was sent cannot be known, and the channel must not send twice."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """It was not sent because its time was over."""
+
+    detail: str
+
+
+Outcome = Sent | Retry | Hold | Failed | Unknown | Expired

@@ -1,0 +1,183 @@
+"""From an event and the notifications on it to deliveries. Pure: planning twice comes to the same."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from domain.delivery import Change, Delivery, delivery_id
+from domain.event import Event, FaultyRecipient, Recipient
+from domain.notification import INLINE, Definition, Notification, check_content
+from domain.ports import Renderer, SchemaCheck
+from domain.text import describe
+from domain.vocabulary import Channel, Lane, Reason, State
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a delivery's words come from: a notification's version, or the event itself (`inline`, version 0)."""
+
+    channels: Mapping[Channel, Mapping[str, Any]]
+    name: str = INLINE
+    version: int = 0
+    definition: Definition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How every delivery of one source and channel starts: queued, held, or final at once."""
+
+    state: State
+    reason: Reason
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Plans deliveries.
+
+    Attributes:
+        configured: the channels that have a provider.
+        overdue: how long a queued delivery may stay untouched before the sweeper looks after it.
+    """
+
+    renderer: Renderer
+    schemas: SchemaCheck
+    configured: frozenset[Channel]
+    overdue: timedelta
+
+    def plan(self, event: Event, notifications: Sequence[Notification], now: datetime) -> Iterator[Delivery]:
+        """Each delivery of the event, one by one: memory does not grow with the number of recipients."""
+        for source in sources(event, notifications):
+            verdicts = {channel: self._verdict(event, source, channel, now) for channel in source.channels}
+            seen: set[str] = set()
+            for recipient in event.recipients:
+                if recipient.key not in seen:
+                    seen.add(recipient.key)
+                    yield from self._for_recipient(event, source, verdicts, recipient, now)
+
+    def _for_recipient(
+        self,
+        event: Event,
+        source: Source,
+        verdicts: Mapping[Channel, Verdict],
+        recipient: Recipient | FaultyRecipient,
+        now: datetime,
+    ) -> Iterator[Delivery]:
+        for channel, verdict in verdicts.items():
+            own = _reachable(recipient, channel) or verdict
+            yield self._delivery(event, source, channel, own, recipient, now)
+
+    def _delivery(
+        self,
+        event: Event,
+        source: Source,
+        channel: Channel,
+        verdict: Verdict,
+        recipient: Recipient | FaultyRecipient,
+        now: datetime,
+    ) -> Delivery:
+        usable = recipient.usable if isinstance(recipient, FaultyRecipient) else recipient
+        expires = expiry(event, source)
+        delivery = Delivery(
+            id=delivery_id(event.key, source.name, recipient.key, channel),
+            event_key=event.key,
+            event_id=event.id,
+            source=event.source,
+            type=event.type,
+            notification=source.name,
+            version=source.version,
+            channel=channel,
+            lane=event.lane or (source.definition and source.definition.lane) or Lane.NORMAL,
+            recipient=usable.document() if usable else {},
+            recipient_key=recipient.key,
+            state=verdict.state,
+            reason=verdict.reason,
+            created_at=now,
+            updated_at=now,
+            expires_at=expires,
+        )
+        change = Change(verdict.state, now, verdict.reason, epoch=1, attempt=0, detail=verdict.detail)
+        return delivery.changed(change, self._due(event, verdict.state, expires, now))
+
+    def _due(self, event: Event, state: State, expires: datetime | None, now: datetime) -> datetime | None:
+        if state.final:
+            return None
+        if state is State.HELD and event.send_at is not None:
+            return min(event.send_at, expires) if expires else event.send_at
+        return now + self.overdue
+
+    def _verdict(self, event: Event, source: Source, channel: Channel, now: datetime) -> Verdict:
+        expires = expiry(event, source)
+        if expires is not None and expires <= now:
+            return Verdict(State.EXPIRED, Reason.EXPIRED, f"its time was over at {expires.isoformat()}")
+        if channel not in self.configured:
+            return Verdict(State.FAILED, Reason.NOT_CONFIGURED, f"no provider: set channels.{channel}.providers")
+        if problem := self._problem(event, source, channel):
+            return problem
+        if event.send_at is not None and event.send_at > now:
+            return Verdict(State.HELD, Reason.SCHEDULED, f"until {event.send_at.isoformat()}")
+        return Verdict(State.QUEUED, Reason.PLANNED)
+
+    def _problem(self, event: Event, source: Source, channel: Channel) -> Verdict | None:
+        content = source.channels[channel]
+        if faults := self._data_faults(event, source.definition):
+            return Verdict(State.FAILED, Reason.DATA_INVALID, faults)
+        if wrong := (*check_content(channel, content), *self.renderer.check(channel, content)):
+            return Verdict(State.FAILED, Reason.TEMPLATE_ERROR, describe(wrong))
+        if missing := self.renderer.missing(channel, content, event.data):
+            return Verdict(State.FAILED, Reason.TEMPLATE_ERROR, f"data lacks {', '.join(missing)}")
+        expected = content.get("attachments")
+        if expected is not None and expected != len(event.attachments):
+            detail = f"expected {expected} attachments, the event has {len(event.attachments)}"
+            return Verdict(State.FAILED, Reason.ATTACHMENT_REJECTED, detail)
+        return None
+
+    def _data_faults(self, event: Event, definition: Definition | None) -> str | None:
+        if definition is None:
+            return None
+        if lacking := [name for name in definition.required if name not in event.data]:
+            return f"data lacks {', '.join(lacking)}"
+        return describe(self.schemas.faults(definition, event.data)) or None
+
+
+def sources(event: Event, notifications: Sequence[Notification]) -> list[Source]:
+    """What the event is told with: its own content if it brings any, else the notifications on it.
+
+    An event that names `channels` is told over those alone.
+    """
+    if event.content:
+        found = [Source(_chosen(event.content, event.channels))]
+    else:
+        found = [
+            Source(_chosen(n.definition.channels, event.channels), n.name, n.version, n.definition)
+            for n in notifications
+        ]
+    return [source for source in found if source.channels]
+
+
+def expiry(event: Event, source: Source) -> datetime | None:
+    """When it is too late: the event's own word, else the notification's, counted from the event's time."""
+    if event.expires_at is not None:
+        return event.expires_at
+    after = source.definition.expires_after if source.definition else None
+    return event.time + after if after is not None else None
+
+
+def _chosen(
+    channels: Mapping[Channel, Mapping[str, Any]], wanted: Sequence[Channel] | None
+) -> dict[Channel, Mapping[str, Any]]:
+    return {channel: content for channel, content in channels.items() if wanted is None or channel in wanted}
+
+
+def _reachable(recipient: Recipient | FaultyRecipient, channel: Channel) -> Verdict | None:
+    if isinstance(recipient, FaultyRecipient):
+        if fault := recipient.fault_for(channel):
+            return Verdict(State.FAILED, Reason.BAD_ADDRESS, fault)
+        if recipient.usable is None:
+            return Verdict(State.FAILED, Reason.BAD_ADDRESS, describe(recipient.faults))
+        recipient = recipient.usable
+    if not recipient.has_address(channel):
+        needed = Recipient.ADDRESS_FIELDS[channel]
+        return Verdict(State.SUPPRESSED, Reason.NO_ADDRESS, f"the recipient has no {needed}")
+    return None

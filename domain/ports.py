@@ -1,0 +1,235 @@
+"""What the use cases need from the outside, as small protocols.
+
+An implementation waits out an outage of its server (with backoff) rather than raise: a use case that
+awaits holds its message un-acknowledged, which is what stops the flow.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from domain.delivery import Change, Delivery
+from domain.dispatch import Dispatch
+from domain.event import Incoming
+from domain.message import Message
+from domain.notification import Definition, Notification
+from domain.text import Fault
+from domain.vocabulary import Channel, EventState, Lane, Reason, State
+
+
+class Now(Protocol):
+    """The clock."""
+
+    def __call__(self) -> datetime:
+        """The time, aware, in UTC."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as the database has it; `plan` are the names and versions that its deliveries pin."""
+
+    key: str
+    body: bytes
+    id: str
+    source: str
+    type: str
+    time: datetime
+    received_at: datetime
+    state: EventState
+    plan: tuple[tuple[str, int], ...]
+    planned: int = 0
+
+
+class Events(Protocol):
+    """The accepted events."""
+
+    async def add(self, event: StoredEvent, due_at: datetime) -> bool:
+        """Store it durably; False if one of the same key is stored already. `due_at`: when the sweeper looks."""
+        ...
+
+    async def get(self, key: str) -> StoredEvent | None:
+        """The stored event."""
+        ...
+
+    async def settle(self, key: str, state: EventState, planned: int) -> None:
+        """Mark that its planning is complete: nothing more is due."""
+        ...
+
+    async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent]:
+        """Events whose planning was not completed in time."""
+        ...
+
+    async def postpone(self, key: str, due_at: datetime) -> None:
+        """Look again later."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An attempt that somebody has won. `token` tells the winner's own claim from another's."""
+
+    id: str
+    token: str
+    claimed_at: datetime
+    lease_until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DeadFilter:
+    """Which deliveries that came to a bad end an operator means; None: any. `unknown` ones are asked for by name."""
+
+    state: State = State.FAILED
+    channel: Channel | None = None
+    reason: Reason | None = None
+    source: str | None = None
+    type: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class Deliveries(Protocol):
+    """The deliveries and the claims on their attempts."""
+
+    async def add(self, deliveries: Sequence[Delivery]) -> None:
+        """Store them durably; one that is stored already is left as it is."""
+        ...
+
+    async def get(self, delivery_id: str) -> Delivery | None:
+        """The delivery as stored."""
+        ...
+
+    async def claim(self, claim: Claim) -> bool:
+        """Win the attempt, or learn that somebody else has: one caller wins, whoever redelivers what."""
+        ...
+
+    async def claims(self, ids: Sequence[str]) -> Mapping[str, Claim]:
+        """The claims of these ids that exist."""
+        ...
+
+    async def record(self, delivery: Delivery, expected_attempt: int, changes: Sequence[Change]) -> bool:
+        """Write the delivery's new state and append the changes.
+
+        Only if the stored delivery is not final and stands at `expected_attempt` of the same epoch;
+        False where it does not: somebody else has decided meanwhile.
+        """
+        ...
+
+    async def note(self, delivery_id: str, change: Change) -> None:
+        """Append to the history alone: what a claim that had lost its lease found out too late."""
+        ...
+
+    async def due(self, now: datetime, limit: int) -> Sequence[Delivery]:
+        """Those not final whose `due_at` has passed, the most overdue first."""
+        ...
+
+    async def postpone(self, ids: Sequence[str], due_at: datetime) -> None:
+        """Look again later."""
+        ...
+
+    async def reopen(self, before: Delivery, after: Delivery, change: Change) -> bool:
+        """Move a final delivery on, if it still stands in the state and epoch of `before`: one caller wins."""
+        ...
+
+    def dead(self, chosen: DeadFilter, limit: int | None) -> AsyncIterator[Delivery]:
+        """The parked deliveries of a filter, oldest first."""
+        ...
+
+
+class Catalog(Protocol):
+    """The notifications in force."""
+
+    def matching(self, topic: str) -> Sequence[Notification]:
+        """Those on this topic, as of at most five seconds ago."""
+        ...
+
+    async def version(self, name: str, version: int) -> Notification | None:
+        """One immutable version, also one that is no longer in force."""
+        ...
+
+
+class DispatchQueue(Protocol):
+    """The queues of the broker. Each call returns after the broker's confirmation."""
+
+    async def dispatch(self, job: Dispatch) -> None:
+        """To the queue of its channel and lane."""
+        ...
+
+    async def retry(self, job: Dispatch, tier: timedelta) -> None:
+        """To a retry queue; the broker hands it to its channel after `tier`."""
+        ...
+
+    async def park(self, job: Dispatch, reason: Reason, detail: str) -> None:
+        """To its channel's dead-letter queue."""
+        ...
+
+    async def reject(self, incoming: Incoming, reason: Reason, faults: Sequence[Fault]) -> None:
+        """A message that cannot be used, to `notipy.dead.events`."""
+        ...
+
+    async def status(self, delivery: Delivery, change: Change) -> None:
+        """Tell whoever listens, if settings say that this kind of change is told."""
+        ...
+
+    async def waiting(self, channel: Channel, lane: Lane) -> int:
+        """How many messages wait in a channel's queue."""
+        ...
+
+
+class TemplateError(Exception):
+    """A template cannot be read, or cannot be rendered with this data; the message says which field and why."""
+
+
+class Renderer(Protocol):
+    """Templates."""
+
+    def check(self, channel: Channel, content: Mapping[str, Any]) -> Sequence[Fault]:
+        """What is wrong with the templates themselves."""
+        ...
+
+    def missing(self, channel: Channel, content: Mapping[str, Any], data: Mapping[str, Any]) -> Sequence[str]:
+        """The names that the templates use for certain and the data lacks."""
+        ...
+
+    def render(self, channel: Channel, content: Mapping[str, Any], context: Mapping[str, Any]) -> Mapping[str, str]:
+        """Render every field.
+
+        Raises:
+            TemplateError: a name is missing, or the template costs more than allowed.
+        """
+        ...
+
+
+class SchemaCheck(Protocol):
+    """JSON Schema."""
+
+    def faults(self, definition: Definition, data: Mapping[str, Any]) -> Sequence[Fault]:
+        """Where the data does not follow the definition's schema."""
+        ...
+
+
+class Provider(Protocol):
+    """One way of sending over a channel; the channel's contract suite holds for each."""
+
+    name: str
+
+    async def send(self, message: Message) -> str:
+        """Send once and return the provider's answer in a line.
+
+        Raises:
+            DeliveryFailure: transient, permanent or unknown, with a reason.
+        """
+        ...
+
+    async def check(self) -> str:
+        """Reach the provider without sending anything; say in a line what was found.
+
+        Raises:
+            DeliveryFailure: it cannot be used as configured.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give back its connections."""
+        ...

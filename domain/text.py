@@ -1,0 +1,57 @@
+"""Short texts that may stand in a header or a log line, and how validation faults are told."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ValidationError
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+MAX_FAULTS = 20
+"""How many faults of one document are told; the rest is counted."""
+
+
+def single_line(value: str) -> str:
+    """Return the text if it is one line without control characters.
+
+    Raises:
+        ValueError: it is not; such a text could smuggle headers into a message.
+    """
+    if _CONTROL.search(value):
+        raise ValueError("contains a line break or another control character")
+    return value
+
+
+SingleLine = Annotated[str, AfterValidator(single_line)]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with one field of a document; never the field's value."""
+
+    field: str
+    fault: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.fault}" if self.field else self.fault
+
+
+def faults_of(error: ValidationError, prefix: str = "") -> tuple[Fault, ...]:
+    """Turn pydantic's errors into faults, one a field, in a person's words."""
+    return tuple(_fault(item, prefix) for item in error.errors(include_url=False, include_input=False))
+
+
+def _fault(item: Any, prefix: str) -> Fault:
+    path = ".".join(str(part) for part in ((prefix, *item["loc"]) if prefix else item["loc"]))
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = "is not a field that NotiPy knows"
+    return Fault(path, message[:300])
+
+
+def describe(faults: Iterable[Fault]) -> str:
+    """Join the faults to one line, the first `MAX_FAULTS` of them."""
+    told = [str(fault) for fault in faults]
+    more = f"; and {len(told) - MAX_FAULTS} more" if len(told) > MAX_FAULTS else ""
+    return "; ".join(told[:MAX_FAULTS]) + more

@@ -1,0 +1,1 @@
+"""MongoDB: documents, indexes, repositories, group commit."""

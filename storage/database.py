@@ -1,0 +1,114 @@
+"""The connection to MongoDB, its indexes, and how an outage is waited out."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from bson.codec_options import CodecOptions
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
+from pymongo import ASCENDING, DESCENDING, IndexModel, WriteConcern
+from pymongo.errors import ConnectionFailure, ExecutionTimeout, PyMongoError, WriteConcernError, WTimeoutError
+from pymongo.read_concern import ReadConcern
+
+from domain.backoff import wait_out
+
+T = TypeVar("T")
+Document = dict[str, Any]
+Collection = AsyncIOMotorCollection[Document]
+
+OUTAGES = (ConnectionFailure, WTimeoutError, WriteConcernError, ExecutionTimeout)
+"""Errors that pass when the database is back: waited out. Others are bugs and are raised."""
+SERVER_SELECTION_MS = 2000
+"""How long one call looks for a primary before the outage is told and the call repeated."""
+SOCKET_MS = 20_000
+
+INDEXES: dict[str, list[IndexModel]] = {
+    "events": [
+        # the sweeper's: only events whose planning is not complete are in it
+        IndexModel([("due_at", ASCENDING)], name="due", partialFilterExpression={"due_at": {"$type": "date"}}),
+    ],
+    "deliveries": [
+        # the sweeper's: only deliveries that are not final are in it
+        IndexModel([("due_at", ASCENDING)], name="due", partialFilterExpression={"due_at": {"$type": "date"}}),
+        IndexModel([("event_key", ASCENDING)], name="event"),
+        # every list: equality on state and channel (all of them where none is asked for), merged in this order
+        IndexModel(
+            [("state", ASCENDING), ("channel", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="list"
+        ),
+    ],
+    "attempts": [
+        IndexModel([("lease_until", ASCENDING)], name="lease"),
+    ],
+}
+
+
+class Database:
+    """One MongoDB database.
+
+    `reachable` tells whether the last call got through; while an outage lasts, calls wait.
+    """
+
+    def __init__(self, client: AsyncIOMotorClient[Document], name: str) -> None:
+        self._client = client
+        self._database: AsyncIOMotorDatabase[Document] = client.get_database(
+            name,
+            codec_options=CodecOptions(tz_aware=True),
+            write_concern=WriteConcern(w="majority", j=True),
+            read_concern=ReadConcern("majority"),
+        )
+        self.reachable = True
+        self.on_outage: Callable[[BaseException], None] = _quietly
+
+    def collection(self, name: str) -> Collection:
+        """A collection whose writes are majority-committed and journalled."""
+        return self._database[name]
+
+    async def run(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Call the operation until it gets through; it must be harmless to repeat."""
+        result = await wait_out(operation, OUTAGES, self._outage)
+        self.reachable = True
+        return result
+
+    async def ping(self) -> str:
+        """The server's version.
+
+        Raises:
+            PyMongoError: it cannot be reached.
+        """
+        try:
+            await self._database.command("ping")
+            info = await self._client.server_info()
+        except PyMongoError:
+            self.reachable = False
+            raise
+        self.reachable = True
+        return str(info["version"])
+
+    async def ensure_indexes(self) -> None:
+        """Create the indexes that are missing; those that exist are left as they are."""
+        for name, indexes in INDEXES.items():
+            await self.run(lambda name=name, indexes=indexes: self._database[name].create_indexes(indexes))  # type: ignore[misc]
+
+    def _outage(self, error: BaseException) -> None:
+        self.reachable = False
+        self.on_outage(error)
+
+
+def _quietly(_: BaseException) -> None:
+    return None
+
+
+@asynccontextmanager
+async def connect(url: str) -> AsyncIterator[Database]:
+    """Open the database that the URL names (`notipy` if it names none); closed on leaving."""
+    client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
+        url,
+        serverSelectionTimeoutMS=SERVER_SELECTION_MS,
+        socketTimeoutMS=SOCKET_MS,
+        connectTimeoutMS=SERVER_SELECTION_MS,
+        appname="notipy",
+    )
+    try:
+        yield Database(client, client.get_default_database("notipy").name)
+    finally:
+        client.close()

@@ -1,0 +1,283 @@
+"""The deliveries and the claims on their attempts."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pymongo import ASCENDING, DESCENDING, UpdateOne
+
+from domain.delivery import Change, Delivery
+from domain.ports import Claim, DeadFilter
+from domain.vocabulary import IN_FLIGHT, Channel, Reason, State
+from storage.database import Database, Document
+from storage.documents import claim_document, delivery_document, read_claim, read_delivery
+from storage.group_commit import GroupCommit
+from storage.writes import insert_all
+
+_IN_FLIGHT = [str(state) for state in IN_FLIGHT]
+_STORED_STATES = [str(state) for state in State if state is not State.SENDING]
+_CHANNELS = [str(channel) for channel in Channel]
+_SET_BY_CHANGE = ("state", "reason", "detail", "epoch", "attempt", "provider", "due_at", "updated_at")
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    delivery: Delivery
+    update: UpdateOne
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryFilter:
+    """Which deliveries a list shows; None: any. `after` is the cursor that the page before ended with."""
+
+    event_key: str | None = None
+    channel: Channel | None = None
+    state: State | None = None
+    after: tuple[datetime, str] | None = None
+
+
+class MongoDeliveries:
+    """`domain.ports.Deliveries` in the collections `deliveries` and `attempts`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._collection = database.collection("deliveries")
+        self._attempts = database.collection("attempts")
+        self._inserts: GroupCommit[Document, bool] = GroupCommit(self._insert)
+        self._claims: GroupCommit[Claim, bool] = GroupCommit(self._insert_claims)
+        self._records: GroupCommit[_Record, bool] = GroupCommit(self._write_records)
+
+    async def add(self, deliveries: Sequence[Delivery]) -> None:
+        """One delivery shares its insert with other events'; many make an insert of their own."""
+        if len(deliveries) == 1:
+            await self._inserts.submit(delivery_document(deliveries[0]))
+            return
+        for result in await self._insert([delivery_document(delivery) for delivery in deliveries]):
+            if isinstance(result, Exception):
+                raise result
+
+    async def get(self, delivery_id: str) -> Delivery | None:
+        """By primary key."""
+        document = await self._database.run(lambda: self._collection.find_one({"_id": delivery_id}))
+        return read_delivery(document) if document else None
+
+    async def claim(self, claim: Claim) -> bool:
+        """An insert with a unique `_id`: grouped, yet each caller learns whether it won."""
+        return await self._claims.submit(claim)
+
+    async def claims(self, ids: Sequence[str]) -> Mapping[str, Claim]:
+        """By primary keys, in one query."""
+        query = self._attempts.find({"_id": {"$in": list(ids)}})
+        documents = await self._database.run(lambda: query.clone().to_list(None))
+        return {document["_id"]: read_claim(document) for document in documents}
+
+    async def record(self, delivery: Delivery, expected_attempt: int, changes: Sequence[Change]) -> bool:
+        """A conditional update, grouped with others'."""
+        condition = {
+            "_id": delivery.id,
+            "epoch": delivery.epoch,
+            "attempt": expected_attempt,
+            "state": {"$in": _IN_FLIGHT},
+        }
+        return await self._records.submit(_Record(delivery, UpdateOne(condition, _update(delivery, changes))))
+
+    async def note(self, delivery_id: str, change: Change) -> None:
+        """A late `sent` makes what was sent meanwhile a possible duplicate."""
+        update: Document = {"$push": {"history": change.document()}}
+        if change.state is State.SENT:
+            update["$set"] = {"possible_duplicate": True}
+        await self._database.run(lambda: self._collection.update_one({"_id": delivery_id}, update))
+
+    async def due(self, now: datetime, limit: int) -> Sequence[Delivery]:
+        """From the partial index `due`."""
+        query = self._collection.find({"due_at": {"$lte": now}}).sort("due_at", ASCENDING).limit(limit)
+        documents = await self._database.run(lambda: query.clone().to_list(limit))
+        return [read_delivery(document) for document in documents]
+
+    async def postpone(self, ids: Sequence[str], due_at: datetime) -> None:
+        """Only while they are due at all: one that is final meanwhile stays so."""
+        condition = {"_id": {"$in": list(ids)}, "due_at": {"$exists": True}}
+        await self._database.run(lambda: self._collection.update_many(condition, {"$set": {"due_at": due_at}}))
+
+    async def reopen(self, before: Delivery, after: Delivery, change: Change) -> bool:
+        """One conditional update: of two callers, one matches."""
+        condition = {"_id": before.id, "state": str(before.state), "epoch": before.epoch}
+        update = _update(after, [change])
+        result = await self._database.run(lambda: self._collection.update_one(condition, update))
+        # a repetition of an update that an outage had left unanswered matches nothing, but finds its own work
+        return bool(result.matched_count) or (await self._applied([after]))[0]
+
+    async def dead(self, chosen: DeadFilter, limit: int | None) -> AsyncIterator[Delivery]:
+        """Oldest first, from the index `list`; in pages, so that a long run holds no cursor open."""
+        last: Document | None = None
+        left = limit
+        while left is None or left > 0:
+            size = min(500, left or 500)
+            page = await self._dead_page(chosen, last, size)
+            for document in page:
+                yield read_delivery(document)
+            if len(page) < size:
+                return
+            last, left = page[-1], None if left is None else left - len(page)
+
+    async def count_dead(self, chosen: DeadFilter) -> int:
+        """How many parked deliveries the filter means."""
+        return await self._database.run(lambda: self._collection.count_documents(_dead_query(chosen)))
+
+    async def page(self, chosen: DeliveryFilter, limit: int) -> Sequence[Delivery]:
+        """Newest first. A delivery under a live claim is shown as `sending`, as which it is not stored."""
+        sending = chosen.state is State.SENDING
+        query = _list_query(replace(chosen, state=None) if sending else chosen)
+        if sending:
+            query["_id"] = {"$in": await self._claimed_ids()}
+        cursor = self._collection.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)]).limit(limit)
+        documents = await self._database.run(lambda: cursor.clone().to_list(limit))
+        return await self._with_claims([read_delivery(document) for document in documents])
+
+    async def of_event(self, event_key: str) -> Sequence[Delivery]:
+        """Every delivery of one event; events with very many are paged with `page`."""
+        return await self.page(DeliveryFilter(event_key=event_key), 1_000_000)
+
+    async def count_by_state(self) -> Mapping[tuple[Channel, State], int]:
+        """How many deliveries stand in each state that is not final, and how many failed, by channel."""
+        states = [*_IN_FLIGHT, str(State.FAILED)]
+        stages: list[Document] = [
+            {"$match": {"state": {"$in": states}}},
+            {"$group": {"_id": {"channel": "$channel", "state": "$state"}, "count": {"$sum": 1}}},
+        ]
+        documents = await self._database.run(lambda: self._collection.aggregate(stages).to_list(None))
+        return {
+            (Channel(item["_id"]["channel"]), State(item["_id"]["state"])): int(item["count"]) for item in documents
+        }
+
+    async def oldest_due(self) -> datetime | None:
+        """The earliest `due_at` there is."""
+        query = {"due_at": {"$exists": True}}
+        document = await self._database.run(
+            lambda: self._collection.find_one(query, {"due_at": 1}, sort=[("due_at", ASCENDING)], hint="due")
+        )
+        return document["due_at"] if document else None
+
+    async def _claimed_ids(self) -> Sequence[str]:
+        query = self._attempts.find({"lease_until": {"$gt": _now()}}, {"_id": 1}).limit(100_000)
+        documents = await self._database.run(lambda: query.clone().to_list(None))
+        return [document["_id"].split("/")[0] for document in documents]
+
+    async def _with_claims(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        open_ = {d.claim_id(d.attempt + 1): d for d in deliveries if not d.state.final and d.state is not State.HELD}
+        claims = await self.claims(list(open_)) if open_ else {}
+        live = {open_[key].id: claim for key, claim in claims.items() if claim.lease_until > _now()}
+        return [_sending(delivery, live.get(delivery.id)) for delivery in deliveries]
+
+    async def _dead_page(self, chosen: DeadFilter, last: Document | None, size: int) -> list[Document]:
+        query = _dead_query(chosen)
+        if last is not None:
+            at = last["created_at"]
+            query = {
+                "$and": [
+                    query,
+                    {"$or": [{"created_at": {"$gt": at}}, {"created_at": at, "_id": {"$gt": last["_id"]}}]},
+                ]
+            }
+        cursor = self._collection.find(query).sort([("created_at", ASCENDING), ("_id", ASCENDING)]).limit(size)
+        return await self._database.run(lambda: cursor.clone().to_list(size))
+
+    async def _insert(self, documents: list[Document]) -> Sequence[bool | Exception]:
+        return await insert_all(self._database, self._collection, documents)
+
+    async def _insert_claims(self, claims: list[Claim]) -> Sequence[bool | Exception]:
+        """Insert; a claim that an unanswered first write had stored is told from another's by its token."""
+        results = await insert_all(self._database, self._attempts, [claim_document(claim) for claim in claims])
+        lost = [claim.id for claim, won in zip(claims, results, strict=True) if won is False]
+        if not lost:
+            return results
+        stored = await self.claims(lost)
+        return [
+            claim.id in stored and stored[claim.id].token == claim.token if won is False else won
+            for claim, won in zip(claims, results, strict=True)
+        ]
+
+    async def _write_records(self, records: list[_Record]) -> Sequence[bool]:
+        """A bulk update tells only totals: where one did not match, the deliveries are read back and compared."""
+        updates = [record.update for record in records]
+        result = await self._database.run(lambda: self._collection.bulk_write(updates, ordered=False))
+        if result.matched_count == len(records):
+            return [True] * len(records)
+        return await self._applied([record.delivery for record in records])
+
+    async def _applied(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
+        query = self._collection.find({"_id": {"$in": [delivery.id for delivery in deliveries]}}, {"history": 0})
+        documents = await self._database.run(lambda: query.clone().to_list(None))
+        stored = {document["_id"]: read_delivery(document) for document in documents}
+        return [_same(stored.get(delivery.id), delivery) for delivery in deliveries]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _same(stored: Delivery | None, wanted: Delivery) -> bool:
+    """Whether the stored delivery is where this write put it; BSON keeps milliseconds."""
+    return (
+        stored is not None
+        and (stored.state, stored.reason, stored.epoch, stored.attempt)
+        == (wanted.state, wanted.reason, wanted.epoch, wanted.attempt)
+        and abs((stored.updated_at - wanted.updated_at).total_seconds()) < 0.001
+        and stored.provider == wanted.provider
+    )
+
+
+def _update(delivery: Delivery, changes: Sequence[Change]) -> Document:
+    values = {name: getattr(delivery, name) for name in _SET_BY_CHANGE}
+    values = {name: str(value) if isinstance(value, State | Reason) else value for name, value in values.items()}
+    if delivery.possible_duplicate:
+        values["possible_duplicate"] = True
+    unset = {name: "" for name, value in values.items() if value is None}
+    update: Document = {"$set": {name: value for name, value in values.items() if value is not None}}
+    update["$push"] = {"history": {"$each": [change.document() for change in changes]}}
+    return {**update, "$unset": unset} if unset else update
+
+
+def _sending(delivery: Delivery, claim: Claim | None) -> Delivery:
+    if claim is None:
+        return delivery
+    return replace(
+        delivery,
+        state=State.SENDING,
+        reason=Reason.CLAIMED,
+        attempt=delivery.attempt + 1,
+        updated_at=claim.claimed_at,
+        due_at=claim.lease_until,
+    )
+
+
+def _dead_query(chosen: DeadFilter) -> Document:
+    query: Document = {
+        "state": str(chosen.state),
+        "channel": str(chosen.channel) if chosen.channel else {"$in": _CHANNELS},
+    }
+    for name in ("reason", "source", "type"):
+        if (value := getattr(chosen, name)) is not None:
+            query[name] = str(value)
+    window = {"$gte": chosen.since, "$lte": chosen.until}
+    if window := {name: value for name, value in window.items() if value is not None}:
+        query["updated_at"] = window
+    return query
+
+
+def _list_query(chosen: DeliveryFilter) -> dict[str, Any]:
+    query: Document = {}
+    if chosen.event_key is not None:
+        query["event_key"] = chosen.event_key
+    else:
+        query["state"] = {"$in": _STORED_STATES}
+        query["channel"] = {"$in": _CHANNELS}
+    if chosen.state is not None:
+        query["state"] = str(chosen.state)
+    if chosen.channel is not None:
+        query["channel"] = str(chosen.channel)
+    if chosen.after is not None:
+        at, last = chosen.after
+        query["$or"] = [{"created_at": {"$lt": at}}, {"created_at": at, "_id": {"$lt": last}}]
+    return query

@@ -1,0 +1,82 @@
+"""How events, deliveries and claims stand in MongoDB."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from domain.delivery import Change, Delivery
+from domain.ports import Claim, StoredEvent
+from domain.vocabulary import Channel, EventState, Lane, Reason, State
+
+Document = dict[str, Any]
+_ENUMS: Mapping[str, type[Any]] = {"channel": Channel, "lane": Lane, "state": State, "reason": Reason}
+_FIELDS = tuple(field.name for field in fields(Delivery) if field.name not in {"id", "history"})
+_CHANGE_FIELDS = frozenset(field.name for field in fields(Change))
+
+
+def delivery_document(delivery: Delivery) -> Document:
+    """A delivery as it is inserted; unset fields are left out, so that `due_at` exists only where something is due."""
+    document = {name: _plain(getattr(delivery, name)) for name in _FIELDS}
+    present = {name: value for name, value in document.items() if value is not None}
+    return {"_id": delivery.id, **present, "history": [change.document() for change in delivery.history]}
+
+
+def read_delivery(document: Mapping[str, Any]) -> Delivery:
+    """The delivery of a document."""
+    values = {name: _typed(name, document[name]) for name in _FIELDS if name in document}
+    return Delivery(id=document["_id"], **values, history=tuple(read_change(c) for c in document.get("history", ())))
+
+
+def read_change(document: Mapping[str, Any]) -> Change:
+    """One entry of a delivery's history."""
+    return Change(**{name: _typed(name, value) for name, value in document.items() if name in _CHANGE_FIELDS})
+
+
+def event_document(event: StoredEvent) -> Document:
+    """An event as it is inserted, its body as received."""
+    return {
+        "_id": event.key,
+        "id": event.id,
+        "source": event.source,
+        "type": event.type,
+        "time": event.time,
+        "received_at": event.received_at,
+        "state": str(event.state),
+        "plan": [[name, version] for name, version in event.plan],
+        "planned": event.planned,
+        "body": event.body,
+    }
+
+
+def read_event(document: Mapping[str, Any]) -> StoredEvent:
+    """The event of a document."""
+    return StoredEvent(
+        key=document["_id"],
+        body=bytes(document["body"]),
+        id=document["id"],
+        source=document["source"],
+        type=document["type"],
+        time=document["time"],
+        received_at=document["received_at"],
+        state=EventState(document["state"]),
+        plan=tuple((name, version) for name, version in document["plan"]),
+        planned=document["planned"],
+    )
+
+
+def claim_document(claim: Claim) -> Document:
+    """A claim as it is inserted: its id is what only one can win."""
+    return {"_id": claim.id, "token": claim.token, "claimed_at": claim.claimed_at, "lease_until": claim.lease_until}
+
+
+def read_claim(document: Mapping[str, Any]) -> Claim:
+    """The claim of a document."""
+    return Claim(document["_id"], document["token"], document["claimed_at"], document["lease_until"])
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, State | Reason | Channel | Lane) else value
+
+
+def _typed(name: str, value: Any) -> Any:
+    return _ENUMS[name](value) if name in _ENUMS else value

@@ -1,0 +1,55 @@
+"""The accepted events."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from pymongo import ASCENDING, UpdateOne
+
+from domain.ports import StoredEvent
+from domain.vocabulary import EventState
+from storage.database import Database, Document
+from storage.documents import event_document, read_event
+from storage.group_commit import GroupCommit
+from storage.writes import insert_all
+
+
+class MongoEvents:
+    """`domain.ports.Events` in the collection `events`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._collection = database.collection("events")
+        self._inserts: GroupCommit[Document, bool] = GroupCommit(self._insert)
+        self._updates: GroupCommit[UpdateOne, None] = GroupCommit(self._update)
+
+    async def add(self, event: StoredEvent, due_at: datetime) -> bool:
+        """Insert with whoever else inserts; the unique `_id` tells a duplicate."""
+        return await self._inserts.submit({**event_document(event), "due_at": due_at})
+
+    async def get(self, key: str) -> StoredEvent | None:
+        """By primary key."""
+        document = await self._database.run(lambda: self._collection.find_one({"_id": key}))
+        return read_event(document) if document else None
+
+    async def settle(self, key: str, state: EventState, planned: int) -> None:
+        """Leaves the sweeper's index."""
+        change = {"$set": {"state": str(state), "planned": planned}, "$unset": {"due_at": ""}}
+        await self._updates.submit(UpdateOne({"_id": key}, change))
+
+    async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent]:
+        """From the partial index `due`."""
+        query = self._collection.find({"due_at": {"$lte": now}}).sort("due_at", ASCENDING).limit(limit)
+        documents = await self._database.run(lambda: query.clone().to_list(limit))
+        return [read_event(document) for document in documents]
+
+    async def postpone(self, key: str, due_at: datetime) -> None:
+        """Only while it is due at all: one that is settled meanwhile stays so."""
+        condition = {"_id": key, "due_at": {"$exists": True}}
+        await self._updates.submit(UpdateOne(condition, {"$set": {"due_at": due_at}}))
+
+    async def _insert(self, documents: list[Document]) -> Sequence[bool | Exception]:
+        return await insert_all(self._database, self._collection, documents)
+
+    async def _update(self, updates: list[UpdateOne]) -> Sequence[None]:
+        await self._database.run(lambda: self._collection.bulk_write(updates, ordered=False))
+        return [None] * len(updates)

@@ -1,0 +1,73 @@
+"""Group commit: concurrent callers share one write, and each awaits its own result.
+
+The first caller's batch goes out at once; whoever comes while it is under way shares the next. Idle, a
+write costs one round trip; under load, batches grow by themselves, up to a limit.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+MAX_BATCH = 500
+"""Documents a write: beyond it a batch costs the same per document and only adds latency."""
+
+
+class GroupCommit(Generic[Item, Result]):
+    """Collects items and hands them to `write` in batches, one batch at a time.
+
+    `write` returns one result for each item, in order; an exception in place of a result is raised to that
+    item's caller alone, one raised by `write` itself to every caller of the batch.
+    """
+
+    def __init__(
+        self, write: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]], max_batch: int = MAX_BATCH
+    ) -> None:
+        self._write = write
+        self._max_batch = max_batch
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._writer: asyncio.Task[None] | None = None
+
+    async def submit(self, item: Item) -> Result:
+        """Write the item with whoever else writes now; returns its result once the write is durable."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._run())
+        return await future
+
+    async def drain(self) -> None:
+        """Wait until nothing is under way."""
+        while self._writer is not None:
+            await asyncio.wait([self._writer])
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
+                await self._write_batch(batch)
+        finally:
+            self._writer = None
+
+    async def _write_batch(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        try:
+            results = await self._write([item for item, _ in batch])
+        except Exception as error:  # noqa: BLE001 - handed to each caller, who decides
+            results = [error] * len(batch)
+        except asyncio.CancelledError:
+            for _, future in batch:
+                future.cancel()
+            raise
+        for (_, future), result in zip(batch, results, strict=True):
+            _resolve(future, result)
+
+
+def _resolve(future: "asyncio.Future[Result]", result: Result | Exception) -> None:
+    if future.done():  # its caller was cancelled; the write stands, and a redelivery will find it
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
