@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from domain.duration import Duration
 from domain.retry import DEFAULT_SCHEDULE, DEFAULT_TIERS, RetryPolicy
@@ -75,10 +76,17 @@ class ChannelSettings(_Section):
 
 
 class EventsSettings(_Section):
-    """The events queue. `max_bytes`: larger messages are parked. `concurrency`: events in progress in one process."""
+    """The events queue.
+
+    Attributes:
+        max_bytes: larger messages are parked.
+        concurrency: events in progress in one process.
+        delivery_limit: a message that was handed out this often and never settled is parked as `poison`.
+    """
 
     max_bytes: Annotated[int, Field(ge=1024, le=15 * 1024 * 1024)] = 4 * 1024 * 1024
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 200
+    delivery_limit: Annotated[int, Field(ge=1)] = 20
 
 
 class StatusSettings(_Section):
@@ -152,11 +160,11 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment over the file (which `load_settings` hands in as initial values)."""
         return (env_settings, init_settings)
@@ -174,7 +182,7 @@ class Settings(BaseSettings):
     @field_validator("retry_tiers")
     @classmethod
     def _ascending(cls, value: tuple[timedelta, ...]) -> tuple[timedelta, ...]:
-        if value[0] <= timedelta(0) or any(a >= b for a, b in zip(value, value[1:], strict=False)):
+        if value[0] <= timedelta(0) or any(a >= b for a, b in pairwise(value)):
             raise ValueError("should be durations that ascend, such as [5s, 15s, 45s]")
         return value
 

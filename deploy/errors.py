@@ -5,13 +5,13 @@ class EmbeddedError(Exception):
     """An embedded server cannot be had; the message is meant for a person."""
 
 
-class CannotInstall(EmbeddedError):  # noqa: N818 - reads as what happened
+class CannotInstall(EmbeddedError):
     """A server's program is missing and cannot be installed from here."""
 
 
-class StartFailed(EmbeddedError):  # noqa: N818 - reads as what happened
+class StartFailed(EmbeddedError):
     """A server ended, or did not answer in time, while starting; the message ends with the tail of its log."""
 
 
-class DirectoryInUse(EmbeddedError):  # noqa: N818 - reads as what happened
+class DirectoryInUse(EmbeddedError):
     """Another run holds the kept data of this directory."""

@@ -100,6 +100,10 @@ class Deliveries(Protocol):
         """The delivery as stored."""
         ...
 
+    async def ids_of_event(self, event_key: str) -> Sequence[str]:
+        """The ids of an event's deliveries."""
+        ...
+
     async def claim(self, claim: Claim) -> bool:
         """Win the attempt, or learn that somebody else has: one caller wins, whoever redelivers what."""
         ...
@@ -164,8 +168,8 @@ class DispatchQueue(Protocol):
         """To its channel's dead-letter queue."""
         ...
 
-    async def reject(self, incoming: Incoming, reason: Reason, faults: Sequence[Fault]) -> None:
-        """A message that cannot be used, to `notipy.dead.events`."""
+    async def reject(self, incoming: Incoming, reason: Reason, faults: Sequence[Fault], where: str = "events") -> None:
+        """A message that cannot be used, to `notipy.dead.<where>`."""
         ...
 
     async def status(self, delivery: Delivery, change: Change) -> None:

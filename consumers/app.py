@@ -1,0 +1,342 @@
+"""The composition root: the one place that knows every adapter."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import aio_pika
+import structlog
+from aio_pika.abc import AbstractRobustConnection
+from channels.registry import make_provider
+from channels.schema import JsonSchemas
+from yarl import URL
+
+from channels.rendering import TemplateRenderer
+from config.settings import ChannelSettings, Settings, SettingsError
+from consumers.handlers import CommandHandler, DeliveryHandler, EventHandler, Settling
+from consumers.health import Health, Page
+from consumers.intake import RECONNECT_SECONDS, Consumers, Subscription
+from consumers.metrics import Metrics
+from consumers.publisher import OUTAGES, Publisher
+from consumers.sweeper import Sweeper
+from consumers.topology import COMMANDS, EVENTS, Topology, channel_queue
+from domain.accept import Accept
+from domain.backoff import wait_out
+from domain.deliver import Deliver
+from domain.operate import Operate
+from domain.plan import Planner
+from domain.ports import Now, Provider
+from domain.sweep import Sweep
+from domain.vocabulary import Channel, Lane
+from storage.catalog import MongoCatalog
+from storage.database import Database, connect
+from storage.deliveries import MongoDeliveries
+from storage.events import MongoEvents
+from storage.leadership import MongoLeadership
+
+log = structlog.get_logger()
+HEARTBEAT_SECONDS = 10
+"""Of AMQP: a dead peer is noticed after three of them."""
+EVENTS_ROLE, SWEEPER_ROLE = "events", "sweeper"
+
+
+def utc_now() -> datetime:
+    """The clock of production."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Core:
+    """What consumers and the CLI share: the stores, the queues and the use cases that need no provider."""
+
+    settings: Settings
+    database: Database
+    connection: AbstractRobustConnection
+    topology: Topology
+    publisher: Publisher
+    events: MongoEvents
+    deliveries: MongoDeliveries
+    catalog: MongoCatalog
+    renderer: TemplateRenderer
+    schemas: JsonSchemas
+    operate: Operate
+    now: Now
+
+
+@asynccontextmanager
+async def open_core(
+    settings: Settings, *, wait: bool = False, now: Now = utc_now, role: str = "cli"
+) -> AsyncIterator[Core]:
+    """Connect to MongoDB and RabbitMQ, declare topology and indexes.
+
+    Args:
+        settings: as loaded.
+        wait: wait for a server that is not there (a consumer does), instead of raising (a command does).
+        now: the clock.
+        role: the connections' name in the management UI.
+
+    Raises:
+        OSError, AMQPError, PyMongoError: without `wait`, a server cannot be reached.
+    """
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(connect(settings.mongo_url.get_secret_value()))
+        if not wait:
+            await database.ping()
+        database.on_outage = lambda error: log.warning("database.unreachable", error=type(error).__name__)
+        await database.ensure_indexes()
+        connection = await _connect(settings, wait, f"notipy {role} publish")
+        stack.push_async_callback(connection.close)
+        topology = Topology(tuple(settings.channels), settings.retry_tiers)
+        publisher = Publisher(connection, topology, settings.status.publish)
+        publisher.on_outage = lambda error: log.warning("broker.publish_waits", error=type(error).__name__)
+        await publisher.open()
+        stack.push_async_callback(publisher.close)
+        yield _core(settings, database, connection, topology, publisher, now)
+
+
+def _core(
+    settings: Settings,
+    database: Database,
+    connection: AbstractRobustConnection,
+    topology: Topology,
+    publisher: Publisher,
+    now: Now,
+) -> Core:
+    events, deliveries = MongoEvents(database), MongoDeliveries(database)
+    return Core(
+        settings=settings,
+        database=database,
+        connection=connection,
+        topology=topology,
+        publisher=publisher,
+        events=events,
+        deliveries=deliveries,
+        catalog=MongoCatalog(database),
+        renderer=TemplateRenderer(),
+        schemas=JsonSchemas(),
+        operate=Operate(deliveries, events, publisher, now, settings.sweeper.overdue, settings.lease),
+        now=now,
+    )
+
+
+def amqp_url(settings: Settings) -> str:
+    """The broker's URL with a heartbeat, unless it names one itself."""
+    url = URL(settings.amqp_url.get_secret_value())
+    return str(url if "heartbeat" in url.query else url.update_query(heartbeat=HEARTBEAT_SECONDS))
+
+
+async def _connect(settings: Settings, wait: bool, name: str) -> AbstractRobustConnection:
+    async def connecting() -> AbstractRobustConnection:
+        return await aio_pika.connect_robust(
+            amqp_url(settings),
+            reconnect_interval=RECONNECT_SECONDS,
+            timeout=10,
+            client_properties={"connection_name": name},
+        )
+
+    if not wait:
+        return await connecting()
+    return await wait_out(connecting, OUTAGES, lambda e: log.warning("broker.unreachable", error=type(e).__name__))
+
+
+def providers_of(settings: Settings) -> dict[Channel, Provider]:
+    """The provider of each configured channel.
+
+    Raises:
+        SettingsError: a provider's own settings are wrong; it says which.
+    """
+    return {channel: _provider(channel, chosen) for channel, chosen in settings.channels.items()}
+
+
+def _provider(channel: Channel, chosen: ChannelSettings) -> Provider:
+    first = chosen.providers[0]
+    try:
+        return make_provider(channel, first.name, first.kind, first.options)
+    except ValueError as error:
+        raise SettingsError(f"wrong settings: channels.{channel}.providers.0 ({first.name}): {error}") from None
+
+
+def all_roles(settings: Settings) -> tuple[str, ...]:
+    """Everything that `notipy run` can do with these settings."""
+    return (EVENTS_ROLE, *map(str, settings.channels), SWEEPER_ROLE)
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings,
+    roles: Sequence[str] | None = None,
+    *,
+    providers: Mapping[Channel, Provider] | None = None,
+    now: Now = utc_now,
+    serve_page: bool = True,
+) -> AsyncIterator["Application"]:
+    """Consume until left; leaving cancels the consumers, lets what is in progress end and disconnects.
+
+    Args:
+        settings: as loaded.
+        roles: `events`, channels' names, `sweeper`; all by default.
+        providers: in place of those that the settings name, for tests.
+        now: the clock.
+        serve_page: serve metrics and health; a supervisor of several workers does so itself.
+
+    Raises:
+        SettingsError: a role or a provider is not one.
+    """
+    chosen = tuple(roles or all_roles(settings))
+    if unknown := set(chosen) - set(all_roles(settings)):
+        known = ", ".join(all_roles(settings))
+        raise SettingsError(f"no such role: {', '.join(sorted(unknown))}; with these settings there are {known}")
+    senders = providers_of(settings) | dict(providers or {})
+    async with AsyncExitStack() as stack:
+        for provider in senders.values():
+            stack.push_async_callback(provider.close)
+        core = await stack.enter_async_context(open_core(settings, wait=True, now=now, role=",".join(chosen)))
+        application = Application(core, chosen, senders)
+        await application.start(stack, serve_page=serve_page)
+        yield application
+
+
+class Application:
+    """The consumers of some roles, with their sweeper, health page and catalog."""
+
+    def __init__(self, core: Core, roles: Sequence[str], providers: Mapping[Channel, Provider]) -> None:
+        self.core = core
+        self.metrics = Metrics()
+        self._roles = roles
+        self._providers = providers
+        subscriptions = [*self._event_subscriptions(), *self._channel_subscriptions()]
+        self.consumers = Consumers(amqp_url(core.settings), subscriptions)
+        queues = [subscription.queue.name for subscription in subscriptions]
+        self.health = Health(core.database.ping, self.consumers.connected, core.publisher.counts, queues, self.metrics)
+        self.page: Page | None = None
+
+    async def start(self, stack: AsyncExitStack, *, serve_page: bool) -> None:
+        """Start everything; what was started is stopped by the stack, in reverse order."""
+        settings = self.core.settings
+        await self.core.catalog.refresh()
+        if serve_page and settings.metrics.port is not None:
+            self.page = Page(self.health.state, self.metrics.registry)
+            await self.page.start(settings.metrics.host, settings.metrics.port)
+            stack.push_async_callback(self.page.stop)
+        background(stack, self._refresh_catalog, "catalog")
+        stack.push_async_callback(self._stop_consumers, settings.grace)
+        await self.consumers.start()
+        background(stack, self.health.watch, "health")
+        if SWEEPER_ROLE in self._roles:
+            background(stack, self._sweeper().run, "sweeper")
+        log.info("notipy.started", roles=list(self._roles))
+
+    async def _stop_consumers(self, grace: timedelta) -> None:
+        log.info("notipy.stopping", in_progress=self.consumers.in_progress)
+        if not await self.consumers.stop(grace):
+            log.warning("notipy.grace_exceeded", in_progress=self.consumers.in_progress)
+
+    async def _refresh_catalog(self) -> None:
+        while True:
+            await asyncio.sleep(self.core.settings.catalog_refresh.total_seconds())
+            if await self.core.catalog.refresh():
+                log.info("catalog.refreshed", notifications=len(self.core.catalog.current))
+
+    def _accept(self) -> Accept:
+        core = self.core
+        overdue = core.settings.sweeper.overdue
+        planner = Planner(core.renderer, core.schemas, frozenset(core.settings.channels), overdue)
+        return Accept(
+            events=core.events,
+            deliveries=core.deliveries,
+            catalog=core.catalog,
+            queue=core.publisher,
+            planner=planner,
+            now=core.now,
+            max_bytes=core.settings.events.max_bytes,
+            overdue=overdue,
+        )
+
+    def _deliver(self, channel: Channel) -> Deliver:
+        core = self.core
+        return Deliver(
+            provider=self._providers[channel],
+            deliveries=core.deliveries,
+            events=core.events,
+            catalog=core.catalog,
+            queue=core.publisher,
+            renderer=core.renderer,
+            policy=core.settings.policy(channel),
+            now=core.now,
+            lease=core.settings.lease,
+            overdue=core.settings.sweeper.overdue,
+        )
+
+    def _sweeper(self) -> Sweeper:
+        core, settings = self.core, self.core.settings
+        sweep = Sweep(
+            events=core.events,
+            deliveries=core.deliveries,
+            queue=core.publisher,
+            accept=self._accept(),
+            policies={channel: settings.policy(channel) for channel in settings.channels},
+            now=core.now,
+            overdue=settings.sweeper.overdue,
+            lease=settings.lease,
+        )
+        owner = f"{socket.gethostname()}/{os.getpid()}/{id(self)}"
+        return Sweeper(
+            sweep,
+            MongoLeadership(core.database, "sweeper", owner),
+            core.deliveries,
+            core.publisher,
+            self.metrics,
+            core.now,
+            settings.sweeper.interval,
+            core.topology,
+        )
+
+    def _event_subscriptions(self) -> list[Subscription]:
+        if EVENTS_ROLE not in self._roles:
+            return []
+        core, settings = self.core, self.core.settings.events
+        events = EventHandler(self._accept(), core.publisher, self.metrics, settings.delivery_limit)
+        commands = CommandHandler(core.operate, core.deliveries, core.publisher)
+        return [
+            self._subscription(EVENTS, settings.concurrency, EVENTS_ROLE, events),
+            self._subscription(COMMANDS, 10, EVENTS_ROLE, commands),
+        ]
+
+    def _channel_subscriptions(self) -> list[Subscription]:
+        found = []
+        for channel, chosen in self.core.settings.channels.items():
+            if str(channel) in self._roles:
+                handler = DeliveryHandler(channel, self._deliver(channel), self.core.publisher, self.metrics)
+                for lane in Lane:
+                    queue = channel_queue(channel, lane)
+                    found.append(self._subscription(queue, chosen.concurrency, str(channel), handler))
+        return found
+
+    def _subscription(self, queue: str, concurrency: int, role: str, handler: Any) -> Subscription:
+        settling = Settling(role, handler, self.core.publisher, self.metrics)
+        return Subscription(self.core.topology.queue(queue), concurrency, settling)
+
+
+def background(stack: AsyncExitStack, work: Callable[[], Any], name: str) -> None:
+    """Run `work` until the stack is left. Should it end by an error, that is logged and it is begun again."""
+
+    async def forever() -> None:
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                log.error("background.failed", work=name, error=type(error).__name__, exc_info=True)
+            await asyncio.sleep(1)
+
+    task = asyncio.create_task(forever(), name=f"notipy-{name}")
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(stop)

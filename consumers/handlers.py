@@ -1,0 +1,198 @@
+"""Thin message handlers: parse, call a use case, count, acknowledge."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import orjson
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+
+from consumers import codec
+from consumers.metrics import Metrics
+from domain.accept import Accept, Accepted, Rejected, Verdict
+from domain.deliver import Deliver, Late, NotClaimed, Result, Settled
+from domain.event import Incoming, event_key
+from domain.operate import Operate, Refused
+from domain.ports import Deliveries, DispatchQueue
+from domain.text import Fault, describe
+from domain.vocabulary import Channel, Reason, State
+
+log = structlog.get_logger()
+Handle = Callable[[AbstractIncomingMessage], Awaitable[None]]
+MAX_COMMAND_BYTES = 64 * 1024
+
+
+class Settling:
+    """Runs a handler for each message of a role and acknowledges when it has returned.
+
+    A handler that raises has met a bug: the message is parked, so that it neither loops nor blocks, and a
+    delivery remains due in the database.
+    """
+
+    def __init__(self, role: str, handle: Handle, queue: DispatchQueue, metrics: Metrics) -> None:
+        self._role = role
+        self._handle = handle
+        self._queue = queue
+        self._in_flight = metrics.in_flight.labels(role)
+
+    async def __call__(self, message: AbstractIncomingMessage) -> None:
+        """Handle one message to its acknowledgement."""
+        self._in_flight.inc()
+        try:
+            await self._guarded(message)
+            await message.ack()
+        finally:
+            self._in_flight.dec()
+
+    async def _guarded(self, message: AbstractIncomingMessage) -> None:
+        try:
+            await self._handle(message)
+        except Exception as error:
+            log.error("message.handler_failed", role=self._role, error=type(error).__name__, exc_info=True)
+            fault = Fault("", f"a fault of NotiPy's own: {type(error).__name__}; the log has its place")
+            await self._queue.reject(incoming(message), Reason.INTERNAL_ERROR, [fault], self._role)
+
+
+class EventHandler:
+    """The events queue."""
+
+    def __init__(self, accept: Accept, queue: DispatchQueue, metrics: Metrics, delivery_limit: int) -> None:
+        self._accept = accept
+        self._queue = queue
+        self._metrics = metrics
+        self._delivery_limit = delivery_limit
+
+    async def __call__(self, message: AbstractIncomingMessage) -> None:
+        """Accept, or park a message that was handed out too often and never settled."""
+        received = incoming(message)
+        times = int(str(message.headers.get("x-delivery-count") or 0))
+        if times >= self._delivery_limit:
+            fault = Fault("", f"handed out {times} times and never settled: it may stop its consumer")
+            await self._queue.reject(received, Reason.POISON, [fault])
+            verdict: Verdict = Rejected(Reason.POISON, (fault,))
+        else:
+            verdict = await self._accept(received)
+        self._metrics.accepted(verdict)
+        _log_verdict(verdict, received)
+
+
+class DeliveryHandler:
+    """The queues of one channel."""
+
+    def __init__(self, channel: Channel, deliver: Deliver, queue: DispatchQueue, metrics: Metrics) -> None:
+        self._channel = channel
+        self._deliver = deliver
+        self._queue = queue
+        self._metrics = metrics
+
+    async def __call__(self, message: AbstractIncomingMessage) -> None:
+        """Make the attempt that the message orders."""
+        try:
+            job = codec.read_dispatch(message.body)
+        except codec.NotADispatch as fault:
+            await self._queue.reject(incoming(message), Reason.INVALID, [Fault("", str(fault))], str(self._channel))
+            log.warning("dispatch.unusable", channel=str(self._channel), detail=str(fault))
+            return
+        result = await self._deliver(job, redelivered=bool(message.redelivered))
+        self._metrics.delivered(result)
+        _log_result(result)
+
+
+class CommandHandler:
+    """The control plane: `{"command": "cancel", "delivery": ID}` or `{"command": "cancel", "source": …, "id": …}`.
+
+    `replay` takes the same; a command that cannot be used is parked in `notipy.dead.events`.
+    """
+
+    def __init__(self, operate: Operate, deliveries: Deliveries, queue: DispatchQueue) -> None:
+        self._operate = operate
+        self._deliveries = deliveries
+        self._queue = queue
+
+    async def __call__(self, message: AbstractIncomingMessage) -> None:
+        """Carry the command out for each delivery that it names."""
+        faults, command, ids = await self._read(message)
+        if faults:
+            await self._queue.reject(incoming(message), Reason.BAD_COMMAND, faults)
+            log.warning("command.unusable", detail=describe(faults))
+            return
+        for delivery_id in ids:
+            outcome = await self._carry_out(command, delivery_id)
+            why = outcome.why if isinstance(outcome, Refused) else None
+            log.info(
+                "command.done" if why is None else "command.refused", command=command, delivery=delivery_id, why=why
+            )
+
+    async def _carry_out(self, command: str, delivery_id: str) -> object:
+        if command == "cancel":
+            return await self._operate.cancel(delivery_id)
+        delivery = await self._deliveries.get(delivery_id)
+        return await self._operate.replay(delivery) if delivery else Refused("there is no such delivery")
+
+    async def _read(self, message: AbstractIncomingMessage) -> tuple[list[Fault], str, list[str]]:
+        try:
+            document = orjson.loads(message.body) if len(message.body) <= MAX_COMMAND_BYTES else None
+        except orjson.JSONDecodeError:
+            document = None
+        if not isinstance(document, dict):
+            return [Fault("", "should be a JSON object of at most 64 KiB")], "", []
+        command = document.get("command")
+        if command not in {"cancel", "replay"}:
+            return [Fault("command", "should be cancel or replay")], "", []
+        if isinstance(document.get("delivery"), str):
+            return [], command, [document["delivery"]]
+        if isinstance(document.get("source"), str) and isinstance(document.get("id"), str):
+            found = await self._deliveries.ids_of_event(event_key(document["source"], document["id"]))
+            return [], command, list(found)
+        return [Fault("delivery", "should be a delivery's id; or give an event's source and id")], "", []
+
+
+def incoming(message: AbstractIncomingMessage) -> Incoming:
+    """The message in the domain's words."""
+    stamped = message.timestamp
+    return Incoming(
+        body=message.body,
+        # published straight to a queue, a message's key is the queue's name and says nothing of the event
+        routing_key=message.routing_key if message.exchange else None,
+        message_id=message.message_id,
+        timestamp=_aware(stamped) if isinstance(stamped, datetime) else None,
+        redelivered=bool(message.redelivered),
+    )
+
+
+def _aware(value: datetime) -> datetime:
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def _log_verdict(verdict: Verdict, received: Incoming) -> None:
+    if isinstance(verdict, Rejected):
+        log.warning(
+            "event.rejected",
+            reason=str(verdict.reason),
+            fields=[fault.field for fault in verdict.faults[:10]],
+            message_id=received.message_id,
+        )
+        return
+    planned = verdict.planned if isinstance(verdict, Accepted) else 0
+    log.info(
+        f"event.{type(verdict).__name__.lower()}",
+        event_id=verdict.event.id,
+        source=verdict.event.source,
+        type=verdict.event.type,
+        planned=planned,
+    )
+
+
+def _log_result(result: Result) -> None:
+    delivery = result.delivery
+    about = {"delivery": delivery.id, "event_id": delivery.event_id, "channel": str(delivery.channel)}
+    if isinstance(result, NotClaimed):
+        log.debug("delivery.not_claimed", **about, why=result.why)
+        return
+    about |= {"reason": str(delivery.reason), "provider": result.provider}
+    told = {"attempt": delivery.attempt, "epoch": delivery.epoch, "detail": delivery.detail}
+    if isinstance(result, Late):
+        log.warning("delivery.late", **about, **told)
+    elif isinstance(result, Settled):
+        good = delivery.state is State.SENT
+        (log.info if good else log.warning)(f"delivery.{delivery.state}", **about, **(told if not good else {}))

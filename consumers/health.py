@@ -1,0 +1,136 @@
+"""`/metrics`, `/healthz` (alive) and `/readyz` (connected and consuming)."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from consumers.metrics import Metrics
+
+EVERY = 2.0
+"""Seconds between two looks."""
+PATIENCE = 3.0
+"""Seconds that a server may take to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What stands in the way of being ready; nothing if it is ready."""
+
+    problems: tuple[str, ...] = ("starting",)
+    at: float = field(default_factory=time.time)
+
+    @property
+    def ready(self) -> bool:
+        """Connected to both servers, with a consumer on every queue of its roles."""
+        return not self.problems
+
+
+class Health:
+    """Looks after this process: its servers answer, and its queues have consumers."""
+
+    def __init__(
+        self,
+        ping_database: Callable[[], Awaitable[object]],
+        ping_broker: Callable[[], Awaitable[bool]],
+        counts: Callable[[str], Awaitable[tuple[int, int] | None]],
+        queues: Sequence[str],
+        metrics: Metrics,
+    ) -> None:
+        self._ping_database = ping_database
+        self._ping_broker = ping_broker
+        self._counts = counts
+        self._queues = queues
+        self._metrics = metrics
+        self._condition = Condition()
+
+    def state(self) -> Condition:
+        """As of the last look."""
+        return self._condition
+
+    async def watch(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(EVERY)
+
+    async def look(self) -> Condition:
+        """Look once."""
+        database, broker = await asyncio.gather(self._answers(self._ping_database), self._answers(self._ping_broker))
+        problems = [] if database else ["database unreachable"]
+        problems += await self._without_consumer() if broker else ["broker unreachable"]
+        self._condition = Condition(tuple(problems))
+        self._metrics.up.labels("database").set(database)
+        self._metrics.up.labels("broker").set(broker)
+        self._metrics.ready.set(self._condition.ready)
+        self._metrics.heartbeat.set_to_current_time()
+        return self._condition
+
+    async def _answers(self, ping: Callable[[], Awaitable[object]]) -> bool:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await ping() is not False
+        except Exception:  # noqa: BLE001 - whatever kept it from answering, it did not
+            return False
+
+    async def _without_consumer(self) -> list[str]:
+        problems = []
+        for queue in self._queues:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    found = await self._counts(queue)
+            except TimeoutError:
+                return ["broker does not answer"]
+            if found is None or not found[1]:
+                problems.append(f"queue {queue} {'is missing' if found is None else 'has no consumer'}")
+        return problems
+
+
+class Page:
+    """The HTTP page that Prometheus and the orchestrator read; there is nothing else on it."""
+
+    def __init__(self, state: Callable[[], Condition], registry: CollectorRegistry) -> None:
+        self._state = state
+        self._registry = registry
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self, host: str, port: int) -> None:
+        """Serve.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/metrics", self._metrics),
+                web.get("/healthz", self._alive),
+                web.get("/readyz", self._ready),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Serve no more."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _alive(self, _: web.Request) -> web.Response:
+        return web.json_response({"alive": True})
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        condition = self._state()
+        status = 200 if condition.ready else 503
+        return web.json_response({"ready": condition.ready, "problems": list(condition.problems)}, status=status)

@@ -1,0 +1,120 @@
+"""What Prometheus scrapes. One registry, right with several worker processes too.
+
+No label holds an id, an address or anything else without bound.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import assert_never
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from domain.accept import Accepted, Duplicate, Rejected, Unmatched, Verdict
+from domain.deliver import Late, NotClaimed, Result, Settled
+from domain.delivery import Delivery
+from domain.sweep import Swept
+from domain.vocabulary import Channel, State
+
+_SEND_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 1800, 7200, 43200)
+_OUTCOME = ("channel", "provider", "outcome", "reason")
+
+
+class Metrics:
+    """Every metric of NotiPy; names start with `notipy_` and end with their unit."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"notipy_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, mode: str, *labels: str) -> Gauge:
+            return Gauge(f"notipy_{name}", text, labels, multiprocess_mode=mode, registry=registry)  # type: ignore[arg-type]
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"notipy_{name}", text, labels, buckets=buckets, registry=registry)
+
+        self._events = counter("events", "Events by what became of them.", "outcome", "reason")
+        self._deliveries = counter("deliveries", "Deliveries that reached a final state.", *_OUTCOME)
+        self._attempts = counter("attempts", "Attempts by the state that they led to.", *_OUTCOME)
+        self._not_claimed = counter(
+            "not_claimed", "Work orders that somebody else had or had decided; harmless.", "channel", "why"
+        )
+        self._swept = counter("swept", "What was found overdue and driven on, by what was wrong.", "reason")
+        self._latency = histogram(
+            "event_to_sent_seconds", "From planning to the provider's acceptance.", _LATENCY_BUCKETS, "channel"
+        )
+        self._send = histogram("send_seconds", "One attempt, rendering included.", _SEND_BUCKETS, "channel", "provider")
+        self.in_flight = gauge("in_flight", "Messages in progress.", "livesum", "role")
+        self._pending = gauge("deliveries_pending", "Deliveries that are not final.", "mostrecent", "channel", "state")
+        self._failed = gauge(
+            "deliveries_failed", "Deliveries that failed and can be replayed.", "mostrecent", "channel"
+        )
+        self.dead = gauge("dead_letters", "Messages in the dead-letter queues.", "mostrecent", "channel")
+        self.unrouted = gauge("unrouted_messages", "Messages that no queue took; not zero is a fault.", "mostrecent")
+        self.overdue = gauge("oldest_overdue_seconds", "How long the most overdue delivery has been so.", "mostrecent")
+        self.up = gauge("up", "Whether a server answers this process.", "livemin", "server")
+        self.ready = gauge("ready", "Processes that are connected and consuming.", "livesum")
+        self.heartbeat = gauge("heartbeat_timestamp_seconds", "When the slowest process last looked.", "livemin")
+
+    def accepted(self, verdict: Verdict) -> None:
+        """Count what became of an event."""
+        match verdict:
+            case Accepted():
+                outcome, reason = "accepted", ""
+            case Unmatched():
+                outcome, reason = "unmatched", ""
+            case Duplicate():
+                outcome, reason = "duplicate", ""
+            case Rejected(why):
+                outcome, reason = "rejected", str(why)
+            case _:  # pragma: no cover
+                assert_never(verdict)
+        self._events.labels(outcome, reason).inc()
+
+    def planned_final(self, delivery: Delivery) -> None:
+        """Count a delivery that was final as soon as it was planned."""
+        self._deliveries.labels(str(delivery.channel), "", str(delivery.state), str(delivery.reason)).inc()
+
+    def delivered(self, result: Result) -> None:
+        """Count what became of a work order."""
+        match result:
+            case Settled(delivery, _, provider, seconds):
+                self._settled(delivery, provider, seconds)
+            case Late(delivery, _, provider):
+                labels = (str(delivery.channel), provider, "late", str(delivery.reason))
+                self._attempts.labels(*labels).inc()
+            case NotClaimed(delivery, why):
+                self._not_claimed.labels(str(delivery.channel), why).inc()
+            case _:  # pragma: no cover
+                assert_never(result)
+
+    def swept(self, swept: Swept) -> None:
+        """Count what a round of the sweeper found."""
+        for reason, count in swept.deliveries.items():
+            self._swept.labels(str(reason)).inc(count)
+        if swept.events:
+            self._swept.labels("event").inc(swept.events)
+
+    def standing(self, counts: Mapping[tuple[Channel, State], int], oldest: datetime | None) -> None:
+        """Show what the database holds."""
+        self._pending.clear()
+        self._failed.clear()
+        for (channel, state), count in counts.items():
+            if state is State.FAILED:
+                self._failed.labels(str(channel)).set(count)
+            else:
+                self._pending.labels(str(channel), str(state)).set(count)
+        overdue = (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
+        self.overdue.set(max(0.0, overdue))
+
+    def _settled(self, delivery: Delivery, provider: str, seconds: float) -> None:
+        channel = str(delivery.channel)
+        labels = (channel, provider, str(delivery.state), str(delivery.reason))
+        self._attempts.labels(*labels).inc()
+        self._send.labels(channel, provider).observe(seconds)
+        if delivery.state.final:
+            self._deliveries.labels(*labels).inc()
+        if delivery.state is State.SENT:
+            self._latency.labels(channel).observe((delivery.updated_at - delivery.created_at).total_seconds())

@@ -1,0 +1,167 @@
+"""Confirmed publishes over a connection of their own: `domain.ports.DispatchQueue`.
+
+Publishing and consuming are separate connections, because the broker throttles one that publishes under
+an alarm, its acknowledgements too.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypeVar
+from uuid import uuid4
+
+import aio_pika
+import orjson
+from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractRobustChannel, AbstractRobustConnection
+from aio_pika.exceptions import AMQPError
+from aiormq.exceptions import ChannelInvalidStateError
+
+from consumers import codec
+from consumers.topology import CHANNELS, DEAD, EVENTS, STATUS, Topology, channel_queue, retry_name
+from domain.backoff import wait_out
+from domain.delivery import Change, Delivery
+from domain.dispatch import Dispatch
+from domain.event import Incoming
+from domain.text import MAX_FAULTS, Fault
+from domain.vocabulary import Channel, Lane, Reason
+
+T = TypeVar("T")
+OUTAGES = (AMQPError, ConnectionError, TimeoutError, ChannelInvalidStateError)
+"""What a publish meets while the broker is away or refuses (a full queue): waited out."""
+CONFIRM_TIMEOUT = 30.0
+"""Seconds without a confirmation after which a publish is repeated; the client's own timeout does not end one."""
+WINDOW = 500
+"""Publishes under way at once: confirmations are pipelined on one channel, and bounded."""
+MAX_DETAIL = 2000
+"""Characters of a reason's detail in a header; the broker limits a message's headers to one frame."""
+
+
+class Publisher:
+    """Publishes to the queues of NotiPy; each call returns after the confirmation and waits out outages."""
+
+    def __init__(
+        self,
+        connection: AbstractRobustConnection,
+        topology: Topology,
+        status: Literal["final", "all", "none"] = "final",
+    ) -> None:
+        self._connection = connection
+        self._topology = topology
+        self._status = status
+        self._channel: AbstractChannel | None = None
+        self._inspection: AbstractRobustChannel | None = None
+        self._asking = asyncio.Lock()
+        self._exchanges: dict[str, AbstractExchange] = {}
+        self._window = asyncio.Semaphore(WINDOW)
+        self.on_outage: Callable[[BaseException], None] = lambda _: None
+
+    async def open(self, *, declare: bool = True) -> None:
+        """Open the channel and, unless told not to, declare the topology."""
+        self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+        if declare:
+            await self._topology.declare(self._channel)
+        for exchange in self._topology.exchanges:
+            self._exchanges[exchange.name] = await self._channel.get_exchange(exchange.name, ensure=False)
+
+    async def close(self) -> None:
+        """Close the channels; the connection is its owner's."""
+        for channel in (self._channel, self._inspection):
+            if channel is not None and not channel.is_closed:
+                await channel.close()
+
+    async def dispatch(self, job: Dispatch) -> None:
+        """To `notipy.channels` under `<channel>.<lane>`."""
+        await self._publish(CHANNELS, _lane_key(job), codec.dispatch_body(job), codec.dispatch_headers(job))
+
+    async def retry(self, job: Dispatch, tier: timedelta) -> None:
+        """To the tier's exchange, under the key with which the broker hands it back to its channel."""
+        await self._publish(retry_name(tier), _lane_key(job), codec.dispatch_body(job), codec.dispatch_headers(job))
+
+    async def park(self, job: Dispatch, reason: Reason, detail: str) -> None:
+        """To `notipy.dead` under `<channel>`, with why in its headers."""
+        headers = codec.dispatch_headers(job) | _why(reason, detail) | {codec.ATTEMPT: job.delivery.attempt}
+        await self._publish(DEAD, str(job.delivery.channel), codec.dispatch_body(job), headers)
+
+    async def reject(self, incoming: Incoming, reason: Reason, faults: Sequence[Fault], where: str = "events") -> None:
+        """To `notipy.dead` under `where`: the body as it came, every field's fault in a header."""
+        told = [{"field": fault.field, "fault": fault.fault} for fault in faults[:MAX_FAULTS]]
+        headers = _why(reason, orjson.dumps(told).decode())
+        origin = {codec.ROUTING_KEY: incoming.routing_key, codec.MESSAGE_ID: incoming.message_id}
+        headers |= {name: value for name, value in origin.items() if value is not None}
+        await self._publish(DEAD, where, incoming.body, headers)
+
+    async def status(self, delivery: Delivery, change: Change) -> None:
+        """To `notipy.status` under `<state>.<channel>.<source>.<type>`; whoever cares has bound a queue."""
+        if self._status == "none" or (self._status == "final" and not change.state.final):
+            return
+        key = f"{change.state}.{delivery.channel}.{delivery.source}.{delivery.type}"
+        headers = {codec.DELIVERY: delivery.id, codec.EPOCH: delivery.epoch}
+        await self._publish(STATUS, key, codec.status_body(delivery, change), headers, mandatory=False)
+
+    async def event(self, key: str, body: bytes, message_id: str | None) -> None:
+        """An event to `notipy.events`, as a producer would; for `notipy send` and for replays."""
+        await self._publish(EVENTS, key, body, {}, message_id=message_id)
+
+    async def waiting(self, channel: Channel, lane: Lane) -> int:
+        """By asking the broker; a queue that is gone has nothing waiting."""
+        counts = await self.counts(channel_queue(channel, lane))
+        return counts[0] if counts else 0
+
+    async def counts(self, queue: str) -> tuple[int, int] | None:
+        """The messages that wait in a queue and its consumers; None if there is no such queue."""
+        return await self._waited(lambda: self._ask(queue))
+
+    async def _ask(self, queue: str) -> tuple[int, int] | None:
+        # on a channel apart from the publishes: a queue that is missing closes the channel that asks
+        async with self._asking:
+            if self._inspection is None or self._inspection.is_closed:
+                self._inspection = await self._connection.channel(publisher_confirms=False)
+            try:
+                found = await self._inspection.declare_queue(queue, passive=True, robust=False)
+            except aio_pika.exceptions.ChannelNotFoundEntity:
+                self._inspection = None
+                return None
+        return found.declaration_result.message_count or 0, found.declaration_result.consumer_count or 0
+
+    async def _publish(
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        headers: dict[str, Any],
+        *,
+        mandatory: bool = True,
+        message_id: str | None = None,
+    ) -> None:
+        def message() -> aio_pika.Message:
+            # unique for each publish: two of the same id under way would swap their returns
+            return aio_pika.Message(
+                body,
+                headers=headers,
+                content_type=codec.JSON,
+                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+                message_id=message_id or uuid4().hex,
+                timestamp=datetime.now(UTC),
+                app_id="notipy",
+            )
+
+        async def once() -> None:
+            async with self._window, asyncio.timeout(CONFIRM_TIMEOUT):
+                await self._exchanges[exchange].publish(message(), key, mandatory=mandatory)
+
+        await self._waited(once)
+
+    async def _waited(self, operation: Callable[[], Awaitable[T]]) -> T:
+        return await wait_out(operation, OUTAGES, self.on_outage)
+
+
+def _lane_key(job: Dispatch) -> str:
+    return f"{job.delivery.channel}.{job.delivery.lane}"
+
+
+def _why(reason: Reason, detail: str) -> dict[str, Any]:
+    return {
+        codec.REASON: str(reason),
+        codec.DETAIL: detail[:MAX_DETAIL],
+        codec.PARKED_AT: datetime.now(UTC).isoformat(),
+    }

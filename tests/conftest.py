@@ -1,0 +1,141 @@
+"""The servers that every test shares, and what each has of its own: a virtual host, a database, sinks."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pymongo import MongoClient
+
+from config.settings import Settings
+from deploy.embedded import embedded_servers
+from deploy.rabbit_admin import RabbitAdmin
+from deploy.smtp_sink import SmtpSink
+from deploy.webhook_sink import WebhookSink
+from tests.running import Stack
+
+ROOT = Path(__file__).parent.parent
+WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+_shared = ExitStack()
+
+
+@dataclass(frozen=True)
+class SharedServers:
+    """Where the servers of this test run are."""
+
+    amqp_url: str
+    mongo_url: str
+    management_url: str
+
+
+def _start() -> SharedServers:
+    outside = os.environ.get("NOTIPY_AMQP_URL"), os.environ.get("NOTIPY_MONGO_URL")
+    if all(outside):
+        management = os.environ.get("NOTIPY_MANAGEMENT_URL", "http://127.0.0.1:15672")
+        return SharedServers(str(outside[0]), str(outside[1]), management)
+    servers = _shared.enter_context(embedded_servers(ROOT / ".notipy" / "tests", log=print))
+    return SharedServers(servers.amqp_url, servers.mongo_url, str(servers.management_url))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Start the servers once, in the controller, for all of its workers."""
+    started: SharedServers | None = getattr(node.config, "notipy_servers", None)
+    if started is None:
+        started = node.config.notipy_servers = _start()
+    node.workerinput["notipy"] = (started.amqp_url, started.mongo_url, started.management_url)
+
+
+def pytest_unconfigure() -> None:
+    """Stop what this process started."""
+    _shared.close()
+
+
+@pytest.fixture(scope="session")
+def servers(request: pytest.FixtureRequest) -> SharedServers:
+    """A real RabbitMQ and a real MongoDB."""
+    given = getattr(request.config, "workerinput", {}).get("notipy")
+    return SharedServers(*given) if given else _start()
+
+
+@pytest.fixture
+def vhost(servers: SharedServers) -> Iterator[str]:
+    """The AMQP URL of a virtual host of the test's own."""
+    admin, name = RabbitAdmin(servers.management_url), f"test-{uuid4().hex[:12]}"
+    admin.create_vhost(name)
+    yield servers.amqp_url.rsplit("/", 1)[0] + f"/{name}"
+    admin.delete_vhost(name)
+
+
+@pytest.fixture
+def database_url(servers: SharedServers) -> Iterator[str]:
+    """The URL of a database of the test's own."""
+    name = f"test_{uuid4().hex[:12]}"
+    base, _, query = servers.mongo_url.partition("?")
+    yield f"{base.rsplit('/', 1)[0]}/{name}?{query}"
+    with MongoClient[dict[str, Any]](servers.mongo_url) as client:
+        client.drop_database(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own settings do not reach the tests."""
+    for name in list(os.environ):
+        if name.startswith("NOTIPY_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+async def smtp(tmp_path: Path) -> AsyncIterator[SmtpSink]:
+    """A real SMTP server that keeps what it is given."""
+    async with SmtpSink(tmp_path / "mail") as sink:
+        yield sink
+
+
+@pytest.fixture
+async def hooks(tmp_path: Path) -> AsyncIterator[WebhookSink]:
+    """A real HTTP server that verifies signatures."""
+    async with WebhookSink(tmp_path / "hooks", WEBHOOK_SECRET) as sink:
+        yield sink
+
+
+@pytest.fixture
+def settings(vhost: str, database_url: str, smtp: SmtpSink, hooks: WebhookSink, tmp_path: Path) -> Settings:
+    """Settings with short times: what takes minutes in production takes tenths of a second here."""
+    return Settings.model_validate(
+        {
+            "amqp_url": vhost,
+            "mongo_url": database_url,
+            "channels": {
+                "email": {
+                    "retry": ["100ms", "200ms", "200ms"],
+                    "providers": [{"name": "sink", "kind": "smtp", "url": smtp.url, "from": "Shop <shop@example.org>"}],
+                },
+                "webhook": {
+                    "retry": ["100ms", "200ms"],
+                    "providers": [
+                        {"name": "hooks", "kind": "webhook", "secret": WEBHOOK_SECRET, "allow_private": True}
+                    ],
+                },
+                "sms": {"providers": [{"name": "files", "kind": "file", "directory": str(tmp_path / "sms")}]},
+            },
+            "retry_tiers": ["100ms", "200ms"],
+            "sweeper": {"interval": "200ms", "overdue": "3s"},
+            "metrics": {"host": "127.0.0.1", "port": 0},
+            "lease": "4s",
+            "grace": "10s",
+            "catalog_refresh": "200ms",
+            "status": {"publish": "all"},
+        }
+    )
+
+
+@pytest.fixture
+async def stack(settings: Settings) -> AsyncIterator[Stack]:
+    """A producer's and an operator's view of NotiPy, which the test starts itself."""
+    async with AsyncExitStack() as resources:
+        yield await resources.enter_async_context(Stack.open(settings))
