@@ -181,7 +181,9 @@ _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0
 
 
 def _body(message: Message, files: Sequence[File], number: str) -> bytes:
-    parts = [_text(kind, message.content[field]) for field, kind in _KINDS if field in message.content] or [_text("plain", "")]
+    parts = [_text(kind, message.content[field]) for field, kind in _KINDS if field in message.content] or [
+        _text("plain", "")
+    ]
     content = parts[0] if len(parts) == 1 else _multipart("alternative", parts, f"=_a.{number}")
     if files:
         content = _multipart("mixed", [content, *map(_file, files)], f"=_m.{number}")

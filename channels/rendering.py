@@ -25,8 +25,10 @@ from domain.vocabulary import Channel
 
 MAX_SOURCE: Final = 128 * 1024
 """Characters of one template. Mail clients clip a message of more than about 100 KB."""
-MAX_TAGS: Final = 10_000
-"""`{{` and `{%` of one template."""
+MAX_CODE: Final = 32 * 1024
+"""Characters between `{{ }}` and `{% %}` of one template: reading them takes some 5 µs each."""
+MAX_TAGS: Final = 3000
+"""`{{` and `{%` of one template: compiling takes some 50 µs and 10 KB each."""
 CACHE_SOURCE: Final = 8 * 1024 * 1024
 """Characters of source whose compiled templates are kept, the least recently used dropped first."""
 ESCAPED: Final = "html"
@@ -35,6 +37,7 @@ GIVEN: Final = frozenset({"recipient", "event", "data"})
 """Names that every template has, whatever the event brings."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+_TAG = re.compile(r"\{[{%].*?(?:[%}]\}|\Z)", re.DOTALL)
 _OWN_ERRORS: Final = (TooCostly, SecurityError, TypeError)
 _ERRORS: Final[Mapping[type[Exception], str]] = {
     ZeroDivisionError: "divides by zero",
@@ -137,8 +140,8 @@ def _templates(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _compile(environment: Sandbox, source: str) -> Compiled:
-    # A compiled template takes about this many times the room of a source that is all tags.
-    size = len(source) + 200 * _tags(source) + 1000
+    # What it takes in memory, about: a tag becomes a line or two of Python.
+    size = len(source) + 1000 * _tags(source) + 1000
     try:
         return _parsed(environment, source, size)
     except TemplateSyntaxError as error:
@@ -151,9 +154,9 @@ def _compile(environment: Sandbox, source: str) -> Compiled:
 
 
 def _parsed(environment: Sandbox, source: str, size: int) -> Compiled:
-    if len(source) > MAX_SOURCE or _tags(source) > MAX_TAGS:
-        fault = f"is too large: {MAX_SOURCE} characters and {MAX_TAGS} tags are the most"
-        return Compiled(None, (fault,), size=0)
+    if len(source) > MAX_SOURCE or _tags(source) > MAX_TAGS or _code(source) > MAX_CODE:
+        fault = f"is too large: {MAX_SOURCE} characters, {MAX_TAGS} tags and {MAX_CODE} characters in them are the most"
+        return Compiled(None, (fault,), size=len(source))
     tree = environment.parse(source)
     faults = tuple(f"line {line}: {fault}" for line, fault in forbidden(tree, environment))
     if faults:
@@ -166,6 +169,10 @@ def _parsed(environment: Sandbox, source: str, size: int) -> Compiled:
 
 def _tags(source: str) -> int:
     return source.count("{{") + source.count("{%")
+
+
+def _code(source: str) -> int:
+    return sum(len(tag[0]) for tag in _TAG.finditer(source))
 
 
 def _shortened(message: str) -> str:

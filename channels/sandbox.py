@@ -562,7 +562,7 @@ _FORBIDDEN: Final[dict[type[nodes.Node], str]] = {
     nodes.Extends: "extends",
     nodes.Block: "block",
 }
-MAX_NODES: Final = 20_000
+MAX_NODES: Final = 10_000
 """Nodes of a template's syntax tree; compiling takes some 30 µs for each."""
 
 

@@ -13,7 +13,7 @@ import aio_pika
 import structlog
 from aio_pika.abc import AbstractRobustConnection
 from channels.registry import make_provider
-from channels.schema import JsonSchemas
+from channels.schema import JsonSchemaCheck
 from yarl import URL
 
 from channels.rendering import TemplateRenderer
@@ -51,6 +51,31 @@ def utc_now() -> datetime:
 
 
 @dataclass(frozen=True)
+class Stores:
+    """What is kept in MongoDB."""
+
+    database: Database
+    events: MongoEvents
+    deliveries: MongoDeliveries
+    catalog: MongoCatalog
+
+
+@asynccontextmanager
+async def open_storage(settings: Settings, *, wait: bool = False) -> AsyncIterator[Stores]:
+    """Connect to MongoDB and create the indexes that are missing.
+
+    Raises:
+        PyMongoError: without `wait`, it cannot be reached.
+    """
+    async with connect(settings.mongo_url.get_secret_value()) as database:
+        if not wait:
+            await database.ping()
+        database.on_outage = lambda error: log.warning("database.unreachable", error=type(error).__name__)
+        await database.ensure_indexes()
+        yield Stores(database, MongoEvents(database), MongoDeliveries(database), MongoCatalog(database))
+
+
+@dataclass(frozen=True)
 class Core:
     """What consumers and the CLI share: the stores, the queues and the use cases that need no provider."""
 
@@ -63,7 +88,7 @@ class Core:
     deliveries: MongoDeliveries
     catalog: MongoCatalog
     renderer: TemplateRenderer
-    schemas: JsonSchemas
+    schemas: JsonSchemaCheck
     operate: Operate
     now: Now
 
@@ -84,11 +109,7 @@ async def open_core(
         OSError, AMQPError, PyMongoError: without `wait`, a server cannot be reached.
     """
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(connect(settings.mongo_url.get_secret_value()))
-        if not wait:
-            await database.ping()
-        database.on_outage = lambda error: log.warning("database.unreachable", error=type(error).__name__)
-        await database.ensure_indexes()
+        stores = await stack.enter_async_context(open_storage(settings, wait=wait))
         connection = await _connect(settings, wait, f"notipy {role} publish")
         stack.push_async_callback(connection.close)
         topology = Topology(tuple(settings.channels), settings.retry_tiers)
@@ -96,29 +117,29 @@ async def open_core(
         publisher.on_outage = lambda error: log.warning("broker.publish_waits", error=type(error).__name__)
         await publisher.open()
         stack.push_async_callback(publisher.close)
-        yield _core(settings, database, connection, topology, publisher, now)
+        yield _core(settings, stores, connection, topology, publisher, now)
 
 
 def _core(
     settings: Settings,
-    database: Database,
+    stores: Stores,
     connection: AbstractRobustConnection,
     topology: Topology,
     publisher: Publisher,
     now: Now,
 ) -> Core:
-    events, deliveries = MongoEvents(database), MongoDeliveries(database)
+    events, deliveries = stores.events, stores.deliveries
     return Core(
         settings=settings,
-        database=database,
+        database=stores.database,
         connection=connection,
         topology=topology,
         publisher=publisher,
         events=events,
         deliveries=deliveries,
-        catalog=MongoCatalog(database),
+        catalog=stores.catalog,
         renderer=TemplateRenderer(),
-        schemas=JsonSchemas(),
+        schemas=JsonSchemaCheck(),
         operate=Operate(deliveries, events, publisher, now, settings.sweeper.overdue, settings.lease),
         now=now,
     )
@@ -293,7 +314,6 @@ class Application:
             self.metrics,
             core.now,
             settings.sweeper.interval,
-            core.topology,
         )
 
     def _event_subscriptions(self) -> list[Subscription]:

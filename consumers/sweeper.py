@@ -7,9 +7,10 @@ import structlog
 
 from consumers.metrics import Metrics
 from consumers.publisher import Publisher
-from consumers.topology import DEAD_EVENTS, UNROUTED, Topology, dead_queue
+from consumers.topology import DEAD_EVENTS, UNROUTED, dead_queue
 from domain.ports import Now
 from domain.sweep import Sweep
+from domain.vocabulary import Channel
 from storage.deliveries import MongoDeliveries
 from storage.leadership import MongoLeadership
 
@@ -32,7 +33,6 @@ class Sweeper:
         metrics: Metrics,
         now: Now,
         interval: timedelta,
-        topology: Topology,
     ) -> None:
         self._sweep = sweep
         self._leadership = leadership
@@ -41,7 +41,6 @@ class Sweeper:
         self._metrics = metrics
         self._now = now
         self._interval = interval
-        self._topology = topology
 
     async def run(self) -> None:
         """Round after round; gives the lead up when it is cancelled."""
@@ -69,7 +68,7 @@ class Sweeper:
 
     async def _show(self) -> None:
         self._metrics.standing(await self._deliveries.count_by_state(), await self._deliveries.oldest_due())
-        parked = {"events": DEAD_EVENTS} | {str(channel): dead_queue(channel) for channel in self._topology.channels}
+        parked = {"events": DEAD_EVENTS} | {str(channel): dead_queue(channel) for channel in Channel}
         for name, queue in parked.items():
             self._metrics.dead.labels(name).set((await self._publisher.counts(queue) or (0, 0))[0])
         self._metrics.unrouted.set((await self._publisher.counts(UNROUTED) or (0, 0))[0])

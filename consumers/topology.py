@@ -98,7 +98,8 @@ class Topology:
         """In the order in which they are declared."""
         return (
             Queue(DEAD_EVENTS, DEAD, "events"),
-            *(Queue(dead_queue(channel), DEAD, str(channel)) for channel in self.channels),
+            # of every channel: also a delivery over one that is not configured is parked
+            *(Queue(dead_queue(channel), DEAD, str(channel)) for channel in Channel),
             Queue(UNROUTED, UNROUTED, ""),
             Queue(EVENTS, EVENTS, "#", _dead_lettering(DEAD, "events")),
             Queue(COMMANDS, COMMANDS, "#", _dead_lettering(DEAD, "events")),

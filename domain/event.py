@@ -79,8 +79,8 @@ def _locale(value: str) -> str:
 def _timezone(value: str) -> str:
     try:
         return ZoneInfo(value).key
-    except (OSError, ValueError) as error:
-        raise ValueError("is not a time zone such as Europe/Berlin") from error
+    except (KeyError, OSError, ValueError):
+        raise ValueError("is not a time zone such as Europe/Berlin") from None
 
 
 def _words(value: str) -> str:

@@ -18,6 +18,8 @@ Collection = AsyncIOMotorCollection[Document]
 
 OUTAGES = (ConnectionFailure, WTimeoutError, WriteConcernError, ExecutionTimeout)
 """Errors that pass when the database is back: waited out. Others are bugs and are raised."""
+DatabaseError = PyMongoError
+"""Whatever MongoDB or its client raises."""
 SERVER_SELECTION_MS = 2000
 """How long one call looks for a primary before the outage is told and the call repeated."""
 SOCKET_MS = 20_000
@@ -83,6 +85,15 @@ class Database:
             raise
         self.reachable = True
         return str(info["version"])
+
+    async def replica_set(self) -> str | None:
+        """The replica set's name; None for a server that stands alone.
+
+        Raises:
+            PyMongoError: it cannot be reached.
+        """
+        name = (await self._database.command("hello")).get("setName")
+        return str(name) if name else None
 
     async def ensure_indexes(self) -> None:
         """Create the indexes that are missing; those that exist are left as they are."""

@@ -135,22 +135,43 @@ class MongoDeliveries:
         documents = await self._database.run(lambda: cursor.clone().to_list(limit))
         return await self._with_claims([read_delivery(document) for document in documents])
 
+    async def current(self, delivery_id: str) -> Delivery | None:
+        """One delivery, shown as `page` shows it."""
+        delivery = await self.get(delivery_id)
+        return (await self._with_claims([delivery]))[0] if delivery else None
+
+    async def standing(self, ids: Sequence[str]) -> Mapping[str, tuple[State, int]]:
+        """State and epoch of each of these ids that is stored, in one query."""
+        query = self._collection.find({"_id": {"$in": list(ids)}}, {"state": 1, "epoch": 1})
+        documents = await self._database.run(lambda: query.clone().to_list(None))
+        return {document["_id"]: (State(document["state"]), document["epoch"]) for document in documents}
+
     async def ids_of_event(self, event_key: str) -> Sequence[str]:
         """From the index `event`."""
         query = self._collection.find({"event_key": event_key}, {"_id": 1})
         return [document["_id"] for document in await self._database.run(lambda: query.clone().to_list(None))]
 
-    async def count_by_state(self) -> Mapping[tuple[Channel, State], int]:
-        """How many deliveries stand in each state that is not final, and how many failed, by channel."""
-        states = [*_IN_FLIGHT, str(State.FAILED)]
+    async def count_by_state(
+        self, states: Sequence[State] = (*IN_FLIGHT, State.FAILED), event_key: str | None = None
+    ) -> Mapping[tuple[Channel, State], int]:
+        """How many deliveries stand in each of these states (those not final, and failed), by channel.
+
+        `event_key`: of one event alone.
+        """
+        chosen: Document = {"state": {"$in": [str(state) for state in states]}}
         stages: list[Document] = [
-            {"$match": {"state": {"$in": states}}},
+            {"$match": chosen if event_key is None else chosen | {"event_key": event_key}},
             {"$group": {"_id": {"channel": "$channel", "state": "$state"}, "count": {"$sum": 1}}},
         ]
         documents = await self._database.run(lambda: self._collection.aggregate(stages).to_list(None))
         return {
             (Channel(item["_id"]["channel"]), State(item["_id"]["state"])): int(item["count"]) for item in documents
         }
+
+    async def count_due(self, before: datetime) -> int:
+        """How many have been due since before this time, from the partial index `due`."""
+        query = {"due_at": {"$lt": before}}
+        return await self._database.run(lambda: self._collection.count_documents(query, hint="due"))
 
     async def oldest_due(self) -> datetime | None:
         """The earliest `due_at` there is."""

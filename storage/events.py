@@ -42,6 +42,11 @@ class MongoEvents:
         documents = await self._database.run(lambda: query.clone().to_list(limit))
         return [read_event(document) for document in documents]
 
+    async def count_due(self, before: datetime | None = None) -> int:
+        """How many are not planned to the end: all of them, or those due since before this time."""
+        query = {"due_at": {"$lt": before} if before else {"$exists": True}}
+        return await self._database.run(lambda: self._collection.count_documents(query, hint="due"))
+
     async def postpone(self, key: str, due_at: datetime) -> None:
         """Only while it is due at all: one that is settled meanwhile stays so."""
         condition = {"_id": key, "due_at": {"$exists": True}}

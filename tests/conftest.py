@@ -9,6 +9,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import yaml
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from pymongo import MongoClient
 
 from config.settings import Settings
@@ -21,6 +24,10 @@ from tests.running import Stack
 ROOT = Path(__file__).parent.parent
 WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 _shared = ExitStack()
+
+# a slow machine fails no test
+hypothesis_settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("default")
 
 
 @dataclass(frozen=True)
@@ -104,34 +111,44 @@ async def hooks(tmp_path: Path) -> AsyncIterator[WebhookSink]:
 
 
 @pytest.fixture
-def settings(vhost: str, database_url: str, smtp: SmtpSink, hooks: WebhookSink, tmp_path: Path) -> Settings:
-    """Settings with short times: what takes minutes in production takes tenths of a second here."""
-    return Settings.model_validate(
-        {
-            "amqp_url": vhost,
-            "mongo_url": database_url,
-            "channels": {
-                "email": {
-                    "retry": ["100ms", "200ms", "200ms"],
-                    "providers": [{"name": "sink", "kind": "smtp", "url": smtp.url, "from": "Shop <shop@example.org>"}],
-                },
-                "webhook": {
-                    "retry": ["100ms", "200ms"],
-                    "providers": [
-                        {"name": "hooks", "kind": "webhook", "secret": WEBHOOK_SECRET, "allow_private": True}
-                    ],
-                },
-                "sms": {"providers": [{"name": "files", "kind": "file", "directory": str(tmp_path / "sms")}]},
+def config(vhost: str, database_url: str, smtp: SmtpSink, hooks: WebhookSink, tmp_path: Path) -> dict[str, Any]:
+    """A notipy.yaml with short times: what takes minutes in production takes tenths of a second here."""
+    return {
+        "amqp_url": vhost,
+        "mongo_url": database_url,
+        "channels": {
+            "email": {
+                "retry": ["100ms", "200ms", "200ms"],
+                "providers": [{"name": "sink", "kind": "smtp", "url": smtp.url, "from": "Shop <shop@example.org>"}],
             },
-            "retry_tiers": ["100ms", "200ms"],
-            "sweeper": {"interval": "200ms", "overdue": "3s"},
-            "metrics": {"host": "127.0.0.1", "port": 0},
-            "lease": "4s",
-            "grace": "10s",
-            "catalog_refresh": "200ms",
-            "status": {"publish": "all"},
-        }
-    )
+            "webhook": {
+                "retry": ["100ms", "200ms"],
+                "providers": [{"name": "hooks", "kind": "webhook", "secret": WEBHOOK_SECRET, "allow_private": True}],
+            },
+            "sms": {"providers": [{"name": "files", "kind": "file", "directory": str(tmp_path / "sms")}]},
+        },
+        "retry_tiers": ["100ms", "200ms"],
+        "sweeper": {"interval": "200ms", "overdue": "3s"},
+        "metrics": {"host": "127.0.0.1", "port": 0},
+        "lease": "4s",
+        "grace": "10s",
+        "catalog_refresh": "200ms",
+        "status": {"publish": "all"},
+    }
+
+
+@pytest.fixture
+def settings(config: dict[str, Any]) -> Settings:
+    """The same, validated."""
+    return Settings.model_validate(config)
+
+
+@pytest.fixture
+def config_file(config: dict[str, Any], tmp_path: Path) -> Path:
+    """The same, for processes of their own."""
+    path = tmp_path / "notipy.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
 @pytest.fixture

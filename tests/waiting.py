@@ -18,7 +18,7 @@ def wait_until(check: Callable[[], object], timeout: float = 10.0) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-async def eventually(check: Callable[[], object | Awaitable[object]], timeout: float = 10.0) -> None:  # noqa: ASYNC109 - it fails, rather than cancels
+async def eventually(check: Callable[[], object | Awaitable[object]], timeout: float = 10.0) -> None:
     """`wait_until` for a running event loop; `check` may be a coroutine function."""
     deadline = time.monotonic() + timeout
     while True:

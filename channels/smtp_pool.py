@@ -1,0 +1,320 @@
+"""Kept SMTP connections, and one mail transaction over one of them.
+
+A conversation goes through named stages (`channels.classify.Stage`). Until the message itself is on its way, a broken
+connection means that nothing was sent: transient. From then on only the server's answer tells: unknown.
+"""
+
+import asyncio
+import re
+import socket
+import ssl
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+import aiosmtplib
+
+from channels.classify import Stage, connection_failure, connection_reason, scrub, smtp_failure
+from channels.mail import Mail
+from channels.smtp_settings import Server, SmtpOptions
+from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
+from domain.vocabulary import Reason
+
+PROBE_AFTER: Final = 30.0
+"""Seconds after which a kept connection is asked (NOOP) before it is used again."""
+GOODBYE: Final = 2.0
+"""Seconds that a server has to answer QUIT."""
+SLOWEST: Final = 1024 * 1024
+"""Bytes a second at which a large message is given more time than `timeout`."""
+
+_DOTS = re.compile(rb"(?m)^\.")
+_LINE_ENDS = re.compile(rb"\r\n|\r|\n")
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A connection that waits to be used again."""
+
+    client: aiosmtplib.SMTP
+    since: float
+
+
+class SmtpPool:
+    """The connections to one server: at most `connections`, the last used first."""
+
+    def __init__(self, options: SmtpOptions, clock: Callable[[], float] = time.monotonic) -> None:
+        self._options = options
+        self._clock = clock
+        self._slots = asyncio.Semaphore(options.connections)
+        self._idle: list[_Kept] = []
+        self._closed = False
+        self._hostname: str | None = options.local_hostname
+        self._tls: ssl.SSLContext | None = None
+
+    async def send(self, mail: Mail) -> str:
+        """Hand the mail over.
+
+        A kept connection may have been closed by the server meanwhile. That shows before the server has accepted
+        `MAIL`, so nothing was sent, and a fresh connection is tried once.
+        """
+        async with self._slots:
+            kept = await self._take()
+            if kept is not None:
+                with suppress(_Stale):
+                    return await self._conversation(kept, mail)
+            try:
+                return await self._conversation(await self._connect(), mail)
+            except _Stale as stale:
+                raise stale.failure from None
+
+    async def probe(self) -> None:
+        """Make a connection and keep it."""
+        async with self._slots:
+            await self._give_back(await self._connect())
+
+    async def close(self) -> None:
+        """Close what is kept and keep nothing from now on."""
+        self._closed = True
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(_quit(kept.client) for kept in idle))
+
+    async def _take(self) -> aiosmtplib.SMTP | None:
+        """A kept connection that is alive as far as can be told."""
+        while self._idle:
+            kept = self._idle.pop()
+            if kept.client.is_connected and await self._fresh(kept):
+                return kept.client
+            kept.client.close()
+        return None
+
+    async def _fresh(self, kept: _Kept) -> bool:
+        if self._clock() - kept.since < PROBE_AFTER:
+            return True
+        with suppress(aiosmtplib.SMTPException, OSError), _closing_on_error(kept.client):
+            await kept.client.noop()
+            return True
+        return False
+
+    async def _give_back(self, client: aiosmtplib.SMTP) -> None:
+        if self._closed:
+            await _quit(client)
+        elif client.is_connected:
+            self._idle.append(_Kept(client, self._clock()))
+
+    async def _connect(self) -> aiosmtplib.SMTP:
+        """A connection on which EHLO, STARTTLS and AUTH are done as set."""
+        client = self._client(await self._local_hostname())
+        stage = Stage.CONNECT
+        try:
+            with _closing_on_error(client):
+                await client.connect()
+                await _greet(client)
+                stage = Stage.AUTH
+                await self._login(client)
+        except (aiosmtplib.SMTPException, OSError, ValueError) as error:
+            raise self._connect_failure(error, stage) from None
+        return client
+
+    async def _login(self, client: aiosmtplib.SMTP) -> None:
+        server = self._options.server
+        if server.username is not None:
+            await client.login(server.username, server.password or "")
+
+    def _client(self, hostname: str) -> aiosmtplib.SMTP:
+        server = self._options.server
+        return aiosmtplib.SMTP(
+            hostname=server.host,
+            port=server.port,
+            use_tls=server.tls == "implicit",
+            start_tls=server.tls == "starttls",
+            tls_context=None if server.tls == "none" else self._context(),
+            timeout=self._options.timeout.total_seconds(),
+            local_hostname=hostname,
+        )
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            path = self._options.ca_file
+            self._tls = ssl.create_default_context(cafile=str(path) if path else None)
+            if not self._options.verify:
+                self._tls.check_hostname = False
+                self._tls.verify_mode = ssl.CERT_NONE
+        return self._tls
+
+    async def _local_hostname(self) -> str:
+        if self._hostname is None:
+            name = await asyncio.to_thread(socket.getfqdn)
+            self._hostname = name if re.fullmatch(r"[A-Za-z0-9.-]+", name) else "localhost"
+        return self._hostname
+
+    def _connect_failure(self, error: Exception, stage: Stage) -> DeliveryFailure:
+        server = self._options.server
+        if isinstance(error, aiosmtplib.SMTPResponseException):
+            return smtp_failure(error.code, error.message, stage, _secrets(server))
+        if isinstance(error, OSError | aiosmtplib.SMTPServerDisconnected):
+            return connection_failure(error, f"connecting to {server.host}:{server.port}")
+        reason = Reason.AUTHENTICATION if stage is Stage.AUTH else Reason.TLS
+        return TransientFailure(reason, scrub(str(error), _secrets(server)))
+
+    async def _conversation(self, client: aiosmtplib.SMTP, mail: Mail) -> str:
+        """MAIL, RCPT, DATA and the message; afterwards the connection is kept, unless it is of no more use."""
+        refused: _Refused | None = None
+        answer = ""
+        with _closing_on_error(client):
+            try:
+                answer = await _transaction(client, mail)
+            except _Refused as error:
+                refused = error
+                await _reset(client, error.stage)
+        await self._give_back(client)
+        if refused is not None:
+            raise refused.failure
+        return answer
+
+
+@contextmanager
+def _closing_on_error(client: aiosmtplib.SMTP) -> Iterator[None]:
+    """A connection on which something went wrong, or was cancelled, is in no state that could be gone on from."""
+    try:
+        yield
+    except BaseException:
+        client.close()
+        raise
+
+
+async def _greet(client: aiosmtplib.SMTP) -> None:
+    """EHLO, or HELO where the server is that old. aiosmtplib keeps what the server can do."""
+    if client.is_ehlo_or_helo_needed:
+        try:
+            await client.ehlo()
+        except aiosmtplib.SMTPHeloError:
+            if not client.is_connected:
+                raise
+            await client.helo()
+
+
+class _Stale(Exception):
+    """The connection was dead before MAIL was accepted."""
+
+    def __init__(self, failure: DeliveryFailure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+class _Refused(Exception):
+    """The server said no, and the conversation can go on."""
+
+    def __init__(self, failure: DeliveryFailure, stage: Stage) -> None:
+        super().__init__(stage)
+        self.failure = failure
+        self.stage = stage
+
+
+async def _transaction(client: aiosmtplib.SMTP, mail: Mail) -> str:
+    """One mail transaction (RFC 5321 §3.3); returns the last answer.
+
+    Raises:
+        _Stale, _Refused, TransientFailure, PermanentFailure, UnknownOutcome: by how far it had come.
+    """
+    hide = _private_words(mail)
+    stage = Stage.MAIL
+    try:
+        await _envelope_sender(client, mail)
+        stage = Stage.RCPT
+        await client.rcpt(mail.recipient, encoding="utf-8")
+        stage = Stage.DATA
+        _expect(354, await client.execute_command(b"DATA"))
+        stage = Stage.BODY
+        return await _message(client, mail.body, hide)
+    except aiosmtplib.SMTPResponseException as error:
+        raise _answered(error, stage, hide) from None
+    except ValueError:
+        # aiosmtplib will not put it into a command.
+        failure = PermanentFailure(Reason.BAD_ADDRESS, "the address cannot be written into an SMTP command")
+        raise _Refused(failure, stage) from None
+    except (aiosmtplib.SMTPException, OSError) as error:
+        raise _broken(error, stage) from None
+
+
+async def _envelope_sender(client: aiosmtplib.SMTP, mail: Mail) -> None:
+    options = [f"SIZE={len(mail.body)}"] if client.supports_extension("size") else []
+    if mail.needs_utf8:
+        if not client.supports_extension("smtputf8"):
+            detail = "the address has letters outside ASCII before the @, and the server has no SMTPUTF8"
+            raise _Refused(PermanentFailure(Reason.BAD_ADDRESS, detail), Stage.CONNECT)
+        options.append("SMTPUTF8")
+    await client.mail(mail.sender, options=options, encoding="utf-8")
+
+
+def _expect(code: int, reply: aiosmtplib.SMTPResponse) -> None:
+    if reply.code != code:
+        raise aiosmtplib.SMTPDataError(reply.code, reply.message)
+
+
+async def _message(client: aiosmtplib.SMTP, body: bytes, hide: tuple[str, ...]) -> str:
+    """The message, and the server's answer to it."""
+    protocol = client.protocol
+    if protocol is None:
+        raise aiosmtplib.SMTPServerDisconnected("Connection lost")
+    # aiosmtplib's own DATA does not tell a connection lost before the message from one lost after it.
+    protocol.write(_stuffed(body))
+    reply = await protocol.read_response(timeout=(client.timeout or 0) + len(body) / SLOWEST)
+    _expect(250, reply)
+    return scrub(f"{reply.code} {reply.message}", hide)
+
+
+def _stuffed(body: bytes) -> bytes:
+    """Line ends as CRLF, dots doubled at the start of lines, and the dot that ends it (RFC 5321 §4.5.2)."""
+    lines = _LINE_ENDS.sub(b"\r\n", body)
+    return _DOTS.sub(b"..", lines) + (b".\r\n" if lines.endswith(b"\r\n") else b"\r\n.\r\n")
+
+
+def _answered(error: aiosmtplib.SMTPResponseException, stage: Stage, hide: tuple[str, ...]) -> Exception:
+    if stage is Stage.BODY and not 400 <= error.code <= 599:
+        return UnknownOutcome(Reason.OUTCOME_UNKNOWN, "the server's answer to the message is no SMTP")
+    failure = smtp_failure(error.code, error.message, stage, hide)
+    if error.code == 421 and stage is Stage.MAIL:
+        return _Stale(failure)
+    return _Refused(failure, stage)
+
+
+def _broken(error: Exception, stage: Stage) -> Exception:
+    failure = connection_failure(error, f"waiting for the answer to {_COMMANDS[stage]}")
+    if stage is Stage.BODY:
+        return UnknownOutcome(connection_reason(error), failure.detail)
+    if stage is Stage.MAIL and failure.reason is Reason.CONNECTION_LOST:
+        return _Stale(failure)
+    return failure
+
+
+_COMMANDS: Final = {Stage.MAIL: "MAIL", Stage.RCPT: "RCPT", Stage.DATA: "DATA", Stage.BODY: "the message"}
+
+
+async def _reset(client: aiosmtplib.SMTP, stage: Stage) -> None:
+    """End a transaction that the server has refused a part of. After the message itself there is none to end."""
+    if stage in {Stage.RCPT, Stage.DATA} and client.is_connected:
+        try:
+            await client.rset()
+        except (aiosmtplib.SMTPException, OSError):
+            client.close()
+
+
+async def _quit(client: aiosmtplib.SMTP) -> None:
+    with closing(client), suppress(aiosmtplib.SMTPException, OSError):
+        await client.quit(timeout=GOODBYE)
+
+
+def _private_words(mail: Mail) -> tuple[str, ...]:
+    """What a server's answer may repeat. A local part of a few letters would be found in any word."""
+    local = mail.recipient.rpartition("@")[0]
+    return (mail.recipient, mail.sender, local) if len(local) >= 4 else (mail.recipient, mail.sender)
+
+
+def _secrets(server: Server) -> tuple[str, ...]:
+    """The credentials, as they are and as AUTH writes them."""
+    plain = [text for text in (server.username, server.password) if text]
+    combined = f"\0{server.username or ''}\0{server.password or ''}"
+    return (*plain, *(b64encode(text.encode()).decode() for text in (*plain, combined)))

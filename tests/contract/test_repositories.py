@@ -1,0 +1,209 @@
+"""The same cases over the in-memory stores and MongoDB."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from domain.delivery import Change, Delivery
+from domain.ports import Claim, DeadFilter, Deliveries, Events, StoredEvent
+from domain.vocabulary import Channel, EventState, Lane, Reason, State
+from storage.database import connect
+from storage.deliveries import MongoDeliveries
+from storage.events import MongoEvents
+from tests.fakes import START, MemoryDeliveries, MemoryEvents
+
+SECOND = timedelta(seconds=1)
+
+
+@dataclass
+class Stores:
+    events: Events
+    deliveries: Deliveries
+
+
+@pytest.fixture(params=["memory", "mongodb"])
+async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
+    if request.param == "memory":
+        yield Stores(MemoryEvents(), MemoryDeliveries())
+        return
+    async with connect(request.getfixturevalue("database_url")) as database:
+        await database.ensure_indexes()
+        yield Stores(MongoEvents(database), MongoDeliveries(database))
+
+
+def delivery(number: int = 1, **more: Any) -> Delivery:
+    values: dict[str, Any] = {
+        "id": f"d-{number}",
+        "event_key": "e-1",
+        "event_id": "ord-1",
+        "source": "shop",
+        "type": "order.shipped",
+        "notification": "shipped",
+        "version": 1,
+        "channel": Channel.EMAIL,
+        "lane": Lane.NORMAL,
+        "recipient": {"email": "ana@example.org", "push": [{"provider": "fcm", "token": "t"}]},
+        "recipient_key": "ana@example.org",
+        "state": State.QUEUED,
+        "reason": Reason.PLANNED,
+        "created_at": START + SECOND * number,
+        "updated_at": START,
+        "due_at": START + SECOND * number,
+        "history": (Change(State.QUEUED, START, Reason.PLANNED, 1, 0),),
+    }
+    return Delivery(**(values | more))
+
+
+def event(number: int = 1) -> StoredEvent:
+    return StoredEvent(
+        key=f"e-{number}",
+        body=b'{"recipients": []}',
+        id=f"ord-{number}",
+        source="shop",
+        type="order.shipped",
+        time=START,
+        received_at=START,
+        state=EventState.ACCEPTED,
+        plan=(("shipped", 3),),
+    )
+
+
+def claim(name: str, token: str = "t-1") -> Claim:
+    return Claim(name, token, START, START + SECOND)
+
+
+async def test_an_event_is_added_once(stores: Stores) -> None:
+    assert await stores.events.add(event(), START)
+    assert not await stores.events.add(replace(event(), body=b"other"), START)
+    assert await stores.events.get("e-1") == event()
+    assert await stores.events.get("nobody") is None
+
+
+async def test_of_many_that_add_the_same_event_one_wins(stores: Stores) -> None:
+    won = await asyncio.gather(*(stores.events.add(event(), START) for _ in range(50)))
+    assert won.count(True) == 1
+
+
+async def test_an_event_is_due_until_it_is_settled(stores: Stores) -> None:
+    await stores.events.add(event(1), START)
+    await stores.events.add(event(2), START + SECOND)
+    assert [found.key for found in await stores.events.due(START + SECOND, 10)] == ["e-1", "e-2"]
+    await stores.events.settle("e-1", EventState.PLANNED, 3)
+    await stores.events.postpone("e-1", START)
+    await stores.events.postpone("e-2", START + SECOND * 9)
+    assert await stores.events.due(START + SECOND, 10) == []
+    settled = await stores.events.get("e-1")
+    assert settled is not None
+    assert (settled.state, settled.planned) == (EventState.PLANNED, 3)
+
+
+async def test_a_delivery_reads_back_as_it_was_added_and_stays_as_it_is(stores: Stores) -> None:
+    await stores.deliveries.add([delivery()])
+    await stores.deliveries.add([delivery(state=State.SENT), delivery(2)])
+    assert await stores.deliveries.get("d-1") == delivery()
+    assert sorted(await stores.deliveries.ids_of_event("e-1")) == ["d-1", "d-2"]
+
+
+async def test_a_claim_is_won_once_and_by_its_owner_again(stores: Stores) -> None:
+    won = await asyncio.gather(*(stores.deliveries.claim(claim("d-1/1/1", f"t-{n}")) for n in range(50)))
+    assert won.count(True) == 1
+    assert await stores.deliveries.claim(claim("d-1/1/1", f"t-{won.index(True)}"))
+    found = await stores.deliveries.claims(["d-1/1/1", "d-1/1/2"])
+    assert {name: item.token for name, item in found.items()} == {"d-1/1/1": f"t-{won.index(True)}"}
+
+
+def sent(before: Delivery) -> tuple[Delivery, Change]:
+    change = Change(State.SENT, START + SECOND, Reason.ACCEPTED, 1, 1, "sink", "250 ok")
+    return before.changed(change, None), change
+
+
+async def test_an_outcome_is_recorded_once(stores: Stores) -> None:
+    await stores.deliveries.add([delivery(1), delivery(2)])
+    after, change = sent(delivery(1))
+    assert await stores.deliveries.record(after, 0, [change])
+    retry = Change(State.RETRYING, START + SECOND * 2, Reason.TIMEOUT, 1, 1, "sink", "slow")
+    other = delivery(2).changed(retry, START + SECOND * 9)
+    outcomes = await asyncio.gather(
+        stores.deliveries.record(delivery(1).changed(retry, START), 0, [retry]),
+        stores.deliveries.record(other, 0, [retry]),
+    )
+    assert outcomes == [False, True]
+    assert await stores.deliveries.get("d-1") == after
+    assert await stores.deliveries.get("d-2") == other
+
+
+async def test_an_outcome_of_another_epoch_or_attempt_is_refused(stores: Stores) -> None:
+    await stores.deliveries.add([delivery()])
+    after, change = sent(delivery())
+    assert not await stores.deliveries.record(replace(after, epoch=2), 0, [change])
+    assert not await stores.deliveries.record(after, 1, [change])
+    assert not await stores.deliveries.record(replace(after, id="nobody"), 0, [change])
+    assert await stores.deliveries.get("d-1") == delivery()
+
+
+async def test_a_late_outcome_is_noted(stores: Stores) -> None:
+    await stores.deliveries.add([delivery()])
+    _, change = sent(delivery())
+    await stores.deliveries.note("d-1", change)
+    stored = await stores.deliveries.get("d-1")
+    assert stored is not None
+    assert (stored.state, stored.possible_duplicate, stored.history[-1]) == (State.QUEUED, True, change)
+
+
+async def test_what_is_due_comes_most_overdue_first_and_final_ones_never(stores: Stores) -> None:
+    await stores.deliveries.add([delivery(3), delivery(1), delivery(2)])
+    after, change = sent(delivery(2))
+    await stores.deliveries.record(after, 0, [change])
+    await stores.deliveries.postpone(["d-2"], START)
+    due = await stores.deliveries.due(START + SECOND * 5, 10)
+    assert [found.id for found in due] == ["d-1", "d-3"]
+    await stores.deliveries.postpone(["d-1"], START + SECOND * 60)
+    assert [found.id for found in await stores.deliveries.due(START + SECOND * 5, 10)] == ["d-3"]
+
+
+async def test_a_final_delivery_is_reopened_once(stores: Stores) -> None:
+    failed = delivery(state=State.FAILED, due_at=None)
+    await stores.deliveries.add([failed])
+    change = Change(State.QUEUED, START, Reason.REPLAYED, 2, 0)
+    after = failed.changed(change, START + SECOND)
+    won = [
+        await stores.deliveries.reopen(failed, replace(after, updated_at=START + SECOND * n), change) for n in (1, 2)
+    ]
+    assert won == [True, False]
+    stored = await stores.deliveries.get("d-1")
+    assert stored is not None
+    assert (stored.state, stored.epoch, stored.attempt, stored.history[-1]) == (State.QUEUED, 2, 0, change)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "found"),
+    [
+        (DeadFilter(), ["d-1", "d-2", "d-3"]),
+        (DeadFilter(channel=Channel.SMS), ["d-2"]),
+        (DeadFilter(reason=Reason.TIMEOUT), ["d-3"]),
+        (DeadFilter(source="shop", type="order.shipped"), ["d-1", "d-2", "d-3"]),
+        (DeadFilter(type="order.lost"), []),
+        (DeadFilter(since=START + SECOND), ["d-3"]),
+        (DeadFilter(until=START), ["d-1", "d-2"]),
+        (DeadFilter(state=State.UNKNOWN), ["d-4"]),
+    ],
+)
+async def test_the_dead_are_found_by_what_an_operator_knows(
+    stores: Stores, chosen: DeadFilter, found: list[str]
+) -> None:
+    dead = {"state": State.FAILED, "due_at": None}
+    await stores.deliveries.add(
+        [
+            delivery(1, **dead),
+            delivery(2, **dead, channel=Channel.SMS),
+            delivery(3, **dead, reason=Reason.TIMEOUT, updated_at=START + SECOND * 2),
+            delivery(4, state=State.UNKNOWN, due_at=None),
+            delivery(5),
+        ]
+    )
+    assert [item.id async for item in stores.deliveries.dead(chosen, None)] == found
+    assert [item.id async for item in stores.deliveries.dead(chosen, 1)] == found[:1]

@@ -1,0 +1,219 @@
+"""In-memory stores and queues for tests of the use cases; tests/contract holds the stores to what MongoDB does."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from domain.delivery import Change, Delivery
+from domain.dispatch import Dispatch
+from domain.event import Incoming
+from domain.message import Message
+from domain.notification import Definition, Notification, matching
+from domain.ports import Claim, DeadFilter, StoredEvent
+from domain.text import Fault
+from domain.vocabulary import Channel, EventState, Lane, Reason, State
+
+START = datetime(2026, 11, 22, 17, 0, tzinfo=UTC)
+
+
+@dataclass
+class Clock:
+    """A clock that the test moves."""
+
+    time: datetime = START
+
+    def __call__(self) -> datetime:
+        return self.time
+
+    def advance(self, by: timedelta) -> None:
+        self.time += by
+
+
+class MemoryEvents:
+    """`domain.ports.Events`."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, StoredEvent] = {}
+        self.due_at: dict[str, datetime] = {}
+
+    async def add(self, event: StoredEvent, due_at: datetime) -> bool:
+        if event.key in self.stored:
+            return False
+        self.stored[event.key], self.due_at[event.key] = event, due_at
+        return True
+
+    async def get(self, key: str) -> StoredEvent | None:
+        return self.stored.get(key)
+
+    async def settle(self, key: str, state: EventState, planned: int) -> None:
+        self.stored[key] = replace(self.stored[key], state=state, planned=planned)
+        self.due_at.pop(key, None)
+
+    async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent]:
+        due = sorted((at, key) for key, at in self.due_at.items() if at <= now)
+        return [self.stored[key] for _, key in due[:limit]]
+
+    async def postpone(self, key: str, due_at: datetime) -> None:
+        if key in self.due_at:
+            self.due_at[key] = due_at
+
+
+class MemoryDeliveries:
+    """`domain.ports.Deliveries`."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, Delivery] = {}
+        self.attempts: dict[str, Claim] = {}
+
+    async def add(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self.stored.setdefault(delivery.id, delivery)
+
+    async def get(self, delivery_id: str) -> Delivery | None:
+        return self.stored.get(delivery_id)
+
+    async def ids_of_event(self, event_key: str) -> Sequence[str]:
+        return [delivery.id for delivery in self.stored.values() if delivery.event_key == event_key]
+
+    async def claim(self, claim: Claim) -> bool:
+        return self.attempts.setdefault(claim.id, claim).token == claim.token
+
+    async def claims(self, ids: Sequence[str]) -> Mapping[str, Claim]:
+        return {name: self.attempts[name] for name in ids if name in self.attempts}
+
+    async def record(self, delivery: Delivery, expected_attempt: int, changes: Sequence[Change]) -> bool:
+        stored = self.stored.get(delivery.id)
+        if stored is None or stored.state.final:
+            return False
+        if (stored.epoch, stored.attempt) != (delivery.epoch, expected_attempt):
+            return False
+        self.stored[delivery.id] = replace(delivery, history=(*stored.history, *changes))
+        return True
+
+    async def note(self, delivery_id: str, change: Change) -> None:
+        stored = self.stored[delivery_id]
+        duplicate = stored.possible_duplicate or change.state is State.SENT
+        self.stored[delivery_id] = replace(stored, history=(*stored.history, change), possible_duplicate=duplicate)
+
+    async def due(self, now: datetime, limit: int) -> Sequence[Delivery]:
+        due = [delivery for delivery in self.stored.values() if delivery.due_at and delivery.due_at <= now]
+        return sorted(due, key=lambda delivery: str(delivery.due_at))[:limit]
+
+    async def postpone(self, ids: Sequence[str], due_at: datetime) -> None:
+        for name in ids:
+            if self.stored[name].due_at is not None:
+                self.stored[name] = replace(self.stored[name], due_at=due_at)
+
+    async def reopen(self, before: Delivery, after: Delivery, change: Change) -> bool:
+        stored = self.stored.get(before.id)
+        if stored is None or (stored.state, stored.epoch) != (before.state, before.epoch):
+            return False
+        self.stored[before.id] = replace(after, history=(*stored.history, change))
+        return True
+
+    async def dead(self, chosen: DeadFilter, limit: int | None) -> AsyncIterator[Delivery]:
+        found = sorted(
+            (delivery for delivery in self.stored.values() if _chosen(delivery, chosen)),
+            key=lambda delivery: (delivery.created_at, delivery.id),
+        )
+        for delivery in found[:limit]:
+            yield delivery
+
+
+def _chosen(delivery: Delivery, chosen: DeadFilter) -> bool:
+    wanted: dict[str, Any] = {
+        name: getattr(chosen, name)
+        for name in ("state", "channel", "reason", "source", "type")
+        if getattr(chosen, name) is not None
+    }
+    return (
+        all(getattr(delivery, name) == value for name, value in wanted.items())
+        and (chosen.since is None or delivery.updated_at >= chosen.since)
+        and (chosen.until is None or delivery.updated_at <= chosen.until)
+    )
+
+
+@dataclass
+class MemoryCatalog:
+    """`domain.ports.Catalog`."""
+
+    notifications: list[Notification] = field(default_factory=list)
+
+    def matching(self, topic: str) -> Sequence[Notification]:
+        return matching(self.notifications, topic)
+
+    async def version(self, name: str, version: int) -> Notification | None:
+        return next((n for n in self.notifications if (n.name, n.version) == (name, version)), None)
+
+
+@dataclass
+class RecordingQueue:
+    """`domain.ports.DispatchQueue`: remembers what was published."""
+
+    dispatched: list[Dispatch] = field(default_factory=list)
+    retried: list[tuple[Dispatch, timedelta]] = field(default_factory=list)
+    parked: list[tuple[Dispatch, Reason, str]] = field(default_factory=list)
+    rejected: list[tuple[Incoming, Reason, Sequence[Fault]]] = field(default_factory=list)
+    told: list[Change] = field(default_factory=list)
+    depth: int = 0
+
+    async def dispatch(self, job: Dispatch) -> None:
+        self.dispatched.append(job)
+
+    async def retry(self, job: Dispatch, tier: timedelta) -> None:
+        self.retried.append((job, tier))
+
+    async def park(self, job: Dispatch, reason: Reason, detail: str) -> None:
+        self.parked.append((job, reason, detail))
+
+    async def reject(self, incoming: Incoming, reason: Reason, faults: Sequence[Fault], where: str = "events") -> None:
+        self.rejected.append((incoming, reason, faults))
+
+    async def status(self, delivery: Delivery, change: Change) -> None:
+        self.told.append(change)
+
+    async def waiting(self, channel: Channel, lane: Lane) -> int:
+        return self.depth
+
+
+class NoSchemas:
+    """`domain.ports.SchemaCheck` for definitions without a schema."""
+
+    def faults(self, definition: Definition, data: Mapping[str, Any]) -> Sequence[Fault]:
+        return ()
+
+
+class PlainRenderer:
+    """`domain.ports.Renderer` that returns the templates as they are."""
+
+    def check(self, channel: Channel, content: Mapping[str, Any]) -> Sequence[Fault]:
+        return ()
+
+    def missing(self, channel: Channel, content: Mapping[str, Any], data: Mapping[str, Any]) -> Sequence[str]:
+        return ()
+
+    def render(self, channel: Channel, content: Mapping[str, Any], context: Mapping[str, Any]) -> Mapping[str, str]:
+        return {name: value for name, value in content.items() if isinstance(value, str)}
+
+
+@dataclass
+class ScriptedProvider:
+    """`domain.ports.Provider`: each send meets the next of `script`, an answer or an exception; then it accepts."""
+
+    script: list[str | Exception] = field(default_factory=list)
+    name: str = "scripted"
+    sent: list[Message] = field(default_factory=list)
+
+    async def send(self, message: Message) -> str:
+        step = self.script.pop(0) if self.script else "ok"
+        if isinstance(step, Exception):
+            raise step
+        self.sent.append(message)
+        return step
+
+    async def check(self) -> str:
+        return "ok"
+
+    async def close(self) -> None:
+        return None

@@ -1,0 +1,125 @@
+import json
+from datetime import timedelta
+
+import pytest
+
+from domain.accept import Accepted, Duplicate, Rejected, Unmatched
+from domain.event import Incoming
+from domain.vocabulary import EventState, Reason, State
+from tests.fakes import MemoryCatalog
+from tests.unit.world import OVERDUE, SMALL, World, notification
+
+KEY = "shop.order.shipped"
+
+
+async def test_an_event_is_stored_planned_and_dispatched() -> None:
+    world = World()
+    verdict = await world.accept(Incoming(SMALL, KEY, "m-1"))
+    assert isinstance(verdict, Accepted)
+    (stored,) = world.events.stored.values()
+    assert (stored.state, stored.planned, stored.plan) == (EventState.PLANNED, 1, (("shipped", 1),))
+    assert not world.events.due_at
+    (job,) = world.queue.dispatched
+    assert world.deliveries.stored[job.delivery.id].due_at == world.clock() + OVERDUE
+
+
+async def test_the_same_event_again_changes_nothing() -> None:
+    world = World()
+    await world.accept(Incoming(SMALL, KEY, "m-1"))
+    other = json.dumps({"recipients": [{"email": "eve@example.org"}]}).encode()
+    assert isinstance(await world.accept(Incoming(other, KEY, "m-1")), Duplicate)
+    assert len(world.deliveries.stored) == len(world.queue.dispatched) == 1
+
+
+async def test_a_redelivered_event_whose_planning_was_cut_short_is_completed_as_it_was_planned() -> None:
+    world = World()
+    await world.accept(Incoming(SMALL, KEY, "m-1"))
+    (stored,) = world.events.stored.values()
+    await world.events.settle(stored.key, EventState.ACCEPTED, 0)
+    world.deliveries.stored.clear()
+    # the catalog has changed meanwhile: the pinned version is used all the same
+    world.catalog.notifications.append(notification(name="another"))
+    verdict = await world.accept(Incoming(SMALL, KEY, "m-1", redelivered=True))
+    assert isinstance(verdict, Accepted)
+    assert [delivery.notification for delivery in world.deliveries.stored.values()] == ["shipped"]
+
+
+async def test_an_event_that_nobody_is_told_of_is_kept() -> None:
+    world = World(catalog=MemoryCatalog())
+    assert isinstance(await world.accept(Incoming(SMALL, KEY, "m-1")), Unmatched)
+    (stored,) = world.events.stored.values()
+    assert stored.state is EventState.UNMATCHED
+
+
+async def test_an_unusable_message_is_parked_with_its_faults() -> None:
+    world = World()
+    verdict = await world.accept(Incoming(b"{}", KEY, "m-1"))
+    assert isinstance(verdict, Rejected)
+    ((_, reason, faults),) = world.queue.rejected
+    assert reason is Reason.INVALID
+    assert faults[0].field == "recipients"
+    assert not world.events.stored
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "reason"),
+    [
+        ({"recipients": [{"phone": "+4915112345678"}]}, State.SUPPRESSED, Reason.NO_ADDRESS),
+        ({"expires_at": "2020-01-01T00:00:00Z"}, State.EXPIRED, Reason.EXPIRED),
+        ({"send_at": "2026-11-22T18:00:00Z"}, State.HELD, Reason.SCHEDULED),
+        ({"send_at": "2020-01-01T00:00:00Z"}, State.QUEUED, Reason.PLANNED),
+        ({"content": {"email": {"subject": "s"}}}, State.FAILED, Reason.TEMPLATE_ERROR),
+        ({"recipients": [{"chat": "#ops"}], "content": {"chat": {"text": "t"}}}, State.FAILED, Reason.NOT_CONFIGURED),
+    ],
+)
+async def test_how_a_delivery_starts(change: dict[str, object], state: State, reason: Reason) -> None:
+    world = World()
+    body = json.dumps(json.loads(SMALL) | change).encode()
+    await world.accept(Incoming(body, KEY, "m-1"))
+    (delivery,) = world.deliveries.stored.values()
+    assert (delivery.state, delivery.reason) == (state, reason)
+    assert (delivery.due_at is None) == state.final
+    assert bool(world.queue.parked) == (state is State.FAILED)
+
+
+async def test_required_data_that_is_missing_is_named() -> None:
+    world = World(catalog=MemoryCatalog([notification(required=["order_id", "carrier"])]))
+    await world.accept(Incoming(SMALL, KEY, "m-1"))
+    (delivery,) = world.deliveries.stored.values()
+    assert (delivery.reason, delivery.detail) == (Reason.DATA_INVALID, "data lacks carrier")
+
+
+async def test_a_bad_recipient_fails_alone() -> None:
+    world = World()
+    body = json.dumps({"recipients": [{"email": "ana@example.org"}, {"email": "nowhere"}]}).encode()
+    await world.accept(Incoming(body, KEY, "m-1"))
+    found = {delivery.state: delivery for delivery in world.deliveries.stored.values()}
+    assert set(found) == {State.QUEUED, State.FAILED}
+    assert found[State.FAILED].reason is Reason.BAD_ADDRESS
+    assert len(world.queue.parked) == 1
+
+
+async def test_a_recipient_named_twice_is_told_once() -> None:
+    world = World()
+    body = json.dumps({"recipients": [{"email": "ana@example.org"}] * 3}).encode()
+    await world.accept(Incoming(body, KEY, "m-1"))
+    assert len(world.deliveries.stored) == 1
+
+
+async def test_ten_thousand_recipients_are_planned_in_batches() -> None:
+    world = World()
+    people = [{"email": f"user{number}@example.org"} for number in range(10_000)]
+    await world.accept(Incoming(json.dumps({"recipients": people}).encode(), KEY, "m-1"))
+    assert len(world.deliveries.stored) == len(world.queue.dispatched) == 10_000
+    # an event this large does not travel with each of its deliveries
+    assert world.queue.dispatched[0].event is None
+    await world.deliver(world.queue.dispatched[0])
+    assert len(world.provider.sent) == 1
+
+
+async def test_a_definitions_expiry_counts_from_the_events_time() -> None:
+    world = World(catalog=MemoryCatalog([notification(expires_after="15m", lane="high")]))
+    await world.accept(Incoming(SMALL, KEY, "m-1", timestamp=world.clock() - timedelta(minutes=5)))
+    (delivery,) = world.deliveries.stored.values()
+    assert delivery.expires_at == world.clock() + timedelta(minutes=10)
+    assert delivery.lane == "high"

@@ -1,0 +1,166 @@
+from datetime import timedelta
+
+import pytest
+
+from domain.deliver import Late, NotClaimed, Settled
+from domain.dispatch import Dispatch
+from domain.failures import PermanentFailure, TransientFailure, UnknownOutcome
+from domain.vocabulary import Reason, Semantics, State
+from tests.unit.world import LEASE, SMALL, World
+
+
+async def first(world: World, body: bytes = SMALL) -> Dispatch:
+    (job,) = await world.accepted(body)
+    return job
+
+
+async def test_an_attempt_is_claimed_sent_and_recorded() -> None:
+    world = World()
+    job = await first(world)
+    result = await world.deliver(job)
+    assert isinstance(result, Settled)
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.reason, stored.attempt, stored.due_at) == (State.SENT, Reason.ACCEPTED, 1, None)
+    assert [change.state for change in stored.history] == [State.QUEUED, State.SENDING, State.SENT]
+    assert world.provider.sent[0].idempotency_key == f"{job.delivery.id}/1"
+
+
+async def test_whoever_redelivers_it_is_sent_once() -> None:
+    world = World()
+    job = await first(world)
+    await world.deliver(job)
+    assert isinstance(await world.deliver(job, redelivered=True), NotClaimed)
+    assert len(world.provider.sent) == 1
+
+
+async def test_a_transient_failure_goes_to_a_retry_tier_and_is_due_after_it() -> None:
+    world = World()
+    world.provider.script = [TransientFailure(Reason.RATE_LIMITED, "451 later")]
+    job = await first(world)
+    await world.deliver(job)
+    stored = world.deliveries.stored[job.delivery.id]
+    ((again, tier),) = world.queue.retried
+    assert stored.state is State.RETRYING
+    assert again.attempt == 2
+    assert stored.due_at is not None
+    assert stored.due_at > world.clock() + tier
+    await world.deliver(again)
+    assert world.deliveries.stored[job.delivery.id].attempt == 2
+
+
+async def test_a_wait_longer_than_any_tier_is_held() -> None:
+    world = World()
+    world.provider.script = [TransientFailure(Reason.RATE_LIMITED, "later", retry_after=timedelta(hours=1))]
+    job = await first(world)
+    await world.deliver(job)
+    stored = world.deliveries.stored[job.delivery.id]
+    assert stored.state is State.HELD
+    assert not world.queue.retried
+    assert stored.due_at is not None
+    assert stored.due_at >= world.clock() + timedelta(hours=1)
+
+
+async def test_a_permanent_failure_is_parked() -> None:
+    world = World()
+    world.provider.script = [PermanentFailure(Reason.RECIPIENT_REJECTED, "550 no such user")]
+    job = await first(world)
+    await world.deliver(job)
+    ((parked, reason, detail),) = world.queue.parked
+    assert (reason, detail) == (Reason.RECIPIENT_REJECTED, "550 no such user")
+    assert parked.delivery.state is State.FAILED
+
+
+async def test_the_last_attempt_gives_up() -> None:
+    world = World()
+    world.provider.script = [TransientFailure(Reason.TIMEOUT, "slow")] * 7
+    job = await first(world)
+    for _ in range(world.policy.attempts):
+        await world.deliver(job)
+        stored = world.deliveries.stored[job.delivery.id]
+        job = job.again(stored)
+    assert stored.state is State.FAILED
+    assert stored.reason is Reason.TIMEOUT
+    assert "gave up after 7 attempts" in str(stored.detail)
+    assert len([change for change in stored.history if change.state is State.SENDING]) == 7
+
+
+@pytest.mark.parametrize(
+    ("semantics", "state"), [(Semantics.AT_LEAST_ONCE, State.RETRYING), (Semantics.AT_MOST_ONCE, State.UNKNOWN)]
+)
+async def test_an_unknown_outcome_follows_the_channels_semantics(semantics: Semantics, state: State) -> None:
+    world = World(semantics)
+    world.provider.script = [UnknownOutcome(Reason.CONNECTION_LOST, "after DATA")]
+    job = await first(world)
+    await world.deliver(job)
+    stored = world.deliveries.stored[job.delivery.id]
+    assert stored.state is state
+    assert stored.possible_duplicate == (semantics is Semantics.AT_LEAST_ONCE)
+
+
+async def test_a_providers_bug_is_an_unknown_outcome_and_tells_no_address() -> None:
+    world = World()
+    world.provider.script = [KeyError("ana@example.org")]
+    job = await first(world)
+    await world.deliver(job)
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.reason) == (State.RETRYING, Reason.INTERNAL_ERROR)
+    assert "KeyError" in str(stored.detail)
+    assert "ana@" not in str(stored)[: str(stored).index("recipient=")] + str(stored.detail)
+
+
+async def test_what_has_expired_is_not_sent() -> None:
+    world = World()
+    job = await first(world, SMALL[:-1] + b', "expires_at": "2026-11-22T17:10:00Z"}')
+    world.clock.advance(timedelta(minutes=11))
+    await world.deliver(job)
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.attempt) == (State.EXPIRED, 0)
+    assert not world.provider.sent
+
+
+async def test_a_lost_retry_message_is_published_again_on_redelivery() -> None:
+    world = World()
+    world.provider.script = [TransientFailure(Reason.TIMEOUT, "slow")]
+    job = await first(world)
+    await world.deliver(job)
+    world.queue.retried.clear()
+    result = await world.deliver(job, redelivered=True)
+    assert isinstance(result, NotClaimed)
+    assert len(world.queue.retried) == 1
+    assert world.queue.retried[0][0].attempt == 2
+
+
+async def test_a_consumer_that_died_leaves_its_claim_to_the_sweeper() -> None:
+    world = World()
+    job = await first(world)
+    await world.deliveries.claim(world.deliver._claim(job))
+    result = await world.deliver(job, redelivered=True)
+    assert isinstance(result, NotClaimed)
+    assert world.deliveries.stored[job.delivery.id].due_at == world.clock() + LEASE
+
+
+async def test_one_that_wakes_after_its_lease_says_so() -> None:
+    world = World()
+    job = await first(world)
+    claimed = world.deliver
+
+    async def late() -> None:
+        world.clock.advance(LEASE * 2)
+        await world.sweep()
+
+    real = world.provider.send
+
+    async def slow(message: object) -> str:
+        await late()
+        return await real(message)  # type: ignore[arg-type]
+
+    world.provider.send = slow  # type: ignore[method-assign, assignment]
+    world.clock.advance(timedelta(0))
+    world.deliveries.stored[job.delivery.id] = job.delivery.__class__(
+        **{name: getattr(job.delivery, name) for name in job.delivery.__dataclass_fields__} | {"due_at": world.clock()}
+    )
+    result = await claimed(job)
+    assert isinstance(result, Late)
+    stored = world.deliveries.stored[job.delivery.id]
+    assert stored.possible_duplicate
+    assert "after its lease" in str(stored.history[-1].detail)

@@ -1,0 +1,143 @@
+from datetime import timedelta
+
+from domain.failures import TransientFailure
+from domain.operate import Refused
+from domain.vocabulary import EventState, Reason, Semantics, State
+from tests.unit.world import LEASE, OVERDUE, SMALL, World
+
+
+async def test_a_lost_work_order_is_dispatched_again() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    world.queue.dispatched.clear()
+    assert (await world.sweep()).idle
+    world.clock.advance(OVERDUE)
+    swept = await world.sweep()
+    assert swept.deliveries == {Reason.REDRIVEN: 1}
+    (again,) = world.queue.dispatched
+    assert (again.delivery.id, again.attempt) == (job.delivery.id, 1)
+
+
+async def test_one_that_may_wait_in_its_queue_is_left_alone_for_a_while() -> None:
+    world = World()
+    await world.accepted()
+    world.queue.dispatched.clear()
+    world.queue.depth = 1000
+    world.clock.advance(OVERDUE)
+    assert (await world.sweep()).idle
+    world.clock.advance(OVERDUE * 4)
+    assert (await world.sweep()).deliveries == {Reason.REDRIVEN: 1}
+    # the next look comes after as long as it has waited already
+    world.clock.advance(OVERDUE * 4)
+    assert (await world.sweep()).idle
+
+
+async def test_a_claim_within_its_lease_is_respected() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    world.clock.advance(OVERDUE)
+    await world.deliveries.claim(world.deliver._claim(job))
+    world.queue.dispatched.clear()
+    assert (await world.sweep()).idle
+    assert not world.queue.dispatched
+
+
+async def test_a_lease_that_ran_out_is_an_unknown_outcome() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    await world.deliveries.claim(world.deliver._claim(job))
+    world.queue.dispatched.clear()
+    world.clock.advance(OVERDUE + LEASE)
+    assert (await world.sweep()).deliveries == {Reason.OUTCOME_UNKNOWN: 1}
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.attempt, stored.possible_duplicate) == (State.QUEUED, 1, True)
+    (again,) = world.queue.dispatched
+    assert again.attempt == 2
+    await world.deliver(again)
+    assert world.deliveries.stored[job.delivery.id].state is State.SENT
+
+
+async def test_at_most_once_stops_at_unknown() -> None:
+    world = World(Semantics.AT_MOST_ONCE)
+    (job,) = await world.accepted()
+    await world.deliveries.claim(world.deliver._claim(job))
+    world.queue.dispatched.clear()
+    world.clock.advance(OVERDUE + LEASE)
+    await world.sweep()
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.reason, stored.due_at) == (State.UNKNOWN, Reason.OUTCOME_UNKNOWN, None)
+    assert not world.queue.dispatched
+
+
+async def test_a_scheduled_delivery_is_released_when_it_is_due() -> None:
+    world = World()
+    await world.accepted(SMALL[:-1] + b', "send_at": "2026-11-22T18:00:00Z"}')
+    assert not world.queue.dispatched
+    world.clock.advance(timedelta(hours=1))
+    assert (await world.sweep()).deliveries == {Reason.RELEASED: 1}
+    (job,) = world.queue.dispatched
+    await world.deliver(job)
+    stored = world.deliveries.stored[job.delivery.id]
+    assert [change.state for change in stored.history] == [State.HELD, State.QUEUED, State.SENDING, State.SENT]
+
+
+async def test_a_held_delivery_whose_time_is_over_expires() -> None:
+    world = World()
+    body = SMALL[:-1] + b', "send_at": "2026-11-22T18:00:00Z", "expires_at": "2026-11-22T17:30:00Z"}'
+    await world.accepted(body)
+    world.clock.advance(timedelta(minutes=30))
+    assert (await world.sweep()).deliveries == {Reason.EXPIRED: 1}
+    (stored,) = world.deliveries.stored.values()
+    assert stored.state is State.EXPIRED
+
+
+async def test_an_event_that_was_not_planned_to_the_end_is_resumed() -> None:
+    world = World()
+    await world.accepted()
+    (stored,) = world.events.stored.values()
+    world.events.stored[stored.key] = stored.__class__(
+        **{name: getattr(stored, name) for name in stored.__dataclass_fields__} | {"state": EventState.ACCEPTED}
+    )
+    world.events.due_at[stored.key] = world.clock()
+    world.deliveries.stored.clear()
+    swept = await world.sweep()
+    assert swept.events == 1
+    assert len(world.deliveries.stored) == 1
+
+
+async def test_replaying_is_idempotent() -> None:
+    world = World()
+    world.provider.script = [TransientFailure(Reason.TIMEOUT, "slow")] * 7
+    (job,) = await world.accepted()
+    for _ in range(7):
+        await world.deliver(job)
+        job = job.again(world.deliveries.stored[job.delivery.id])
+    failed = world.deliveries.stored[job.delivery.id]
+    world.queue.dispatched.clear()
+    first, second = await world.operate.replay(failed), await world.operate.replay(failed)
+    assert not isinstance(first, Refused)
+    assert isinstance(second, Refused)
+    (again,) = world.queue.dispatched
+    assert (again.delivery.epoch, again.attempt) == (2, 1)
+    await world.deliver(again)
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.epoch, stored.attempt) == (State.SENT, 2, 1)
+    assert world.provider.sent[0].idempotency_key.endswith("/2")
+
+
+async def test_a_cancelled_delivery_is_not_sent_though_its_order_still_waits() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    assert not isinstance(await world.operate.cancel(job.delivery.id), Refused)
+    await world.deliver(job)
+    assert not world.provider.sent
+    assert world.deliveries.stored[job.delivery.id].state is State.CANCELLED
+    assert isinstance(await world.operate.cancel(job.delivery.id), Refused)
+
+
+async def test_what_is_being_sent_cannot_be_cancelled() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    await world.deliveries.claim(world.deliver._claim(job))
+    refused = await world.operate.cancel(job.delivery.id)
+    assert refused == Refused("it is being sent at this moment")

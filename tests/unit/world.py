@@ -1,0 +1,91 @@
+"""The use cases over in-memory stores."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from random import Random
+from typing import Any
+
+from domain.accept import Accept
+from domain.deliver import Deliver
+from domain.dispatch import Dispatch
+from domain.event import Incoming
+from domain.notification import Definition, Notification
+from domain.operate import Operate
+from domain.plan import Planner
+from domain.retry import RetryPolicy
+from domain.sweep import Sweep
+from domain.vocabulary import Channel, Semantics
+from tests.fakes import (
+    Clock,
+    MemoryCatalog,
+    MemoryDeliveries,
+    MemoryEvents,
+    NoSchemas,
+    PlainRenderer,
+    RecordingQueue,
+    ScriptedProvider,
+)
+
+OVERDUE = timedelta(minutes=5)
+LEASE = timedelta(minutes=2)
+SMALL = b'{"recipients": [{"email": "ana@example.org"}], "data": {"order_id": 1042}}'
+
+
+def notification(**more: Any) -> Notification:
+    values: dict[str, Any] = {"name": "shipped", "on": "shop.#", "channels": {"email": {"subject": "s", "text": "t"}}}
+    return Notification(version=1, definition=Definition.model_validate(values | more))
+
+
+@dataclass
+class World:
+    """Everything between a message and its last state, with a clock that stands still."""
+
+    semantics: Semantics = Semantics.AT_LEAST_ONCE
+    clock: Clock = field(default_factory=Clock)
+    events: MemoryEvents = field(default_factory=MemoryEvents)
+    deliveries: MemoryDeliveries = field(default_factory=MemoryDeliveries)
+    catalog: MemoryCatalog = field(default_factory=lambda: MemoryCatalog([notification()]))
+    queue: RecordingQueue = field(default_factory=RecordingQueue)
+    provider: ScriptedProvider = field(default_factory=ScriptedProvider)
+
+    @property
+    def policy(self) -> RetryPolicy:
+        return RetryPolicy(semantics=self.semantics)
+
+    @property
+    def accept(self) -> Accept:
+        planner = Planner(PlainRenderer(), NoSchemas(), frozenset({Channel.EMAIL, Channel.SMS}), OVERDUE)
+        return Accept(self.events, self.deliveries, self.catalog, self.queue, planner, self.clock, 1_000_000, OVERDUE)
+
+    @property
+    def deliver(self) -> Deliver:
+        return Deliver(
+            self.provider,
+            self.deliveries,
+            self.events,
+            self.catalog,
+            self.queue,
+            PlainRenderer(),
+            self.policy,
+            self.clock,
+            LEASE,
+            OVERDUE,
+            Random(7),
+        )
+
+    @property
+    def sweep(self) -> Sweep:
+        policies = {Channel.EMAIL: self.policy}
+        return Sweep(
+            self.events, self.deliveries, self.queue, self.accept, policies, self.clock, OVERDUE, LEASE, Random(7)
+        )
+
+    @property
+    def operate(self) -> Operate:
+        return Operate(self.deliveries, self.events, self.queue, self.clock, OVERDUE, LEASE)
+
+    async def accepted(self, body: bytes = SMALL, **more: Any) -> list[Dispatch]:
+        """Accept an event; returns what was dispatched for it."""
+        before = len(self.queue.dispatched)
+        await self.accept(Incoming(body, "shop.order.shipped", more.pop("message_id", "m-1"), **more))
+        return self.queue.dispatched[before:]
