@@ -254,5 +254,5 @@ def _causes(error: BaseException) -> Iterable[BaseException]:
 def _tls_words(error: BaseException) -> str:
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return f": {scrub(cause.verify_message)}"
+            return f": {scrub(getattr(cause, 'verify_message', ''))}"
     return ""

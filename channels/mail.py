@@ -160,7 +160,7 @@ def _phrase(name: str, header: str) -> str:
 
 def _filename(name: str) -> str:
     """The parameter, in the form of RFC 2231: in pieces if it is long, percent-encoded if it is not plain."""
-    if name.isascii() and len(name) <= _PARAMETER and not _CONTROL.search(name):
+    if name.isascii() and len(name) <= _PARAMETER and name == name.strip() and not _CONTROL.search(name):
         escaped = re.sub(r'(["\\])', r"\\\1", name)
         return f'filename="{escaped}"'
     units = [chr(byte) if chr(byte) in _PLAIN else f"%{byte:02X}" for byte in name.encode(errors="replace")]
@@ -198,7 +198,7 @@ def _multipart(kind: str, parts: Sequence[bytes], boundary: str) -> bytes:
     """No part can hold the boundary: it has `=_`, which `_text` and base64 never leave in a line."""
     mark = f"--{boundary}".encode()
     head = f'Content-Type: multipart/{kind};\r\n boundary="{boundary}"\r\n\r\n'.encode()
-    inner = b"".join(mark + _CRLF + part for part in parts)
+    inner = b"".join(mark + _CRLF + part + _CRLF for part in parts)
     return head + inner + mark + b"--" + _CRLF
 
 
@@ -206,7 +206,7 @@ def _text(kind: str, text: str) -> bytes:
     encoding, body = _transferred(_LINE_END.sub("\n", text))
     charset = "us-ascii" if encoding == "7bit" else "utf-8"
     head = f'Content-Type: text/{kind}; charset="{charset}"\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n'
-    return head.encode() + body + (b"" if body.endswith(_CRLF) else _CRLF)
+    return head.encode() + body
 
 
 def _transferred(text: str) -> tuple[str, bytes]:

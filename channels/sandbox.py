@@ -25,8 +25,8 @@ from jinja2.utils import Namespace, htmlsafe_json_dumps, pass_context
 from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
-BUDGET: Final = 2_000_000
-"""Units of one rendering; about a quarter of a second at worst. A mail with a table of 1,000 rows needs some 50,000."""
+BUDGET: Final = 1_000_000
+"""Units of one rendering; about a quarter of a second at worst. A table row of five columns takes some 200."""
 CHARS_PER_UNIT: Final = 8
 MAX_TEXT: Final = 1024 * 1024
 """Characters of any text that a template makes, its output included."""
@@ -42,6 +42,7 @@ SLOW_TEXT: Final = 64 * 1024
 """Characters for filters whose time grows faster than their input."""
 
 _STEP: Final = 10
+_CALL: Final = 50
 _SCALARS: Final = float | None | date | time | timedelta | Undefined
 _VIEWS: Final = KeysView | ValuesView | ItemsView
 
@@ -487,7 +488,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise TooCostly(f"nests more than {MAX_CALLS} calls")
         owner = getattr(function, "__self__", None)
         name = getattr(function, "__name__", "")
-        context.spend(_STEP + (_text_units(owner) if isinstance(owner, str) else 1))
+        context.spend(_CALL + (_text_units(owner) if isinstance(owner, str) else 1))
         for argument in (*args, *kwargs.values()):
             context.spend(_weigh_opaque(argument))
         if name in _SPLITS and isinstance(owner, str):

@@ -1,263 +1,252 @@
 """`notipy demo` and `notipy run --embedded`: NotiPy with everything around it, on this machine alone."""
 
 import asyncio
-import json
-import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import typer
-from prometheus_client.parser import text_string_to_metric_families
+import yaml
 from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from cli.catalog_files import read_catalog
-from cli.playground import EXAMPLES, HOME, Host, Playground, hosted, metrics_port, playground
-from config.logging import configure_logging
-from config.settings import LoggingSettings, SettingsError
-from consumers import codec
-from consumers.app import Core
-from consumers.dead_letters import DeadEvent, dead_event, walk
-from consumers.topology import DEAD_EVENTS, dead_queue
+from cli.failures import BadInput, CommandFailed
+from cli.output import plain, say, stdout
+from cli.parked import Done, Report, faults_told, treat
+from cli.playground import HOME, Host, Playground, hosted, metrics_port, playground
+from cli.samples import REJECTED, SAMPLES, Published, to_publish
+from cli.verdict import PARKED_EMAIL, Check, DeadLetters, checks, dead_letters, refused_mail
+from cli.watch import Watch, table
+from config.settings import SettingsError, load_settings
+from consumers.app import Core, running
+from consumers.supervisor import supervise
+from consumers.topology import DEAD_EVENTS
 from deploy.embedded import terminate_as_interrupt
 from deploy.errors import EmbeddedError
-from domain.delivery import Change, Delivery
-from domain.event import event_key
-from domain.operate import Refused
-from domain.ports import DeadFilter
-from domain.vocabulary import Channel, State
-from storage.deliveries import DeliveryFilter
+from deploy.processes import free_ports
+from domain.vocabulary import Channel
 
-DEMO_CHANNELS = (Channel.EMAIL, Channel.SMS, Channel.WEBHOOK)
-# Short, so that what takes minutes in production can be watched.
-DEMO_TUNING: Mapping[str, Any] = {
-    "channels": {"retry": ["500ms", "1s", "1s"]},
+# What takes minutes in production can be watched here.
+_QUICK = {"retry": ["500ms", "1s", "1s"]}
+_DEMO_SETTINGS: Mapping[str, Any] = {
+    "channels": {"email": _QUICK, "sms": _QUICK, "webhook": _QUICK},
     "retry_tiers": ["500ms", "1s", "2s"],
     "sweeper": {"interval": "500ms", "overdue": "30s"},
-    "metrics": {"host": "127.0.0.1", "port": 0},
     "logging": {"level": "error"},
     "status": {"publish": "all"},
     "grace": "5s",
-    "catalog_refresh": "200ms",
 }
-SCHEDULED_AFTER = timedelta(seconds=3)
-PATIENCE = 45.0
-"""Seconds that the deliveries of one act may take; on a slow machine they take ten."""
-INTERRUPTED = 130
-_LOOK_EVERY = 0.1
-_SINK = "https://hooks.example.org"
-_GOOD = "[green]✓[/]"
-_BAD = "[red]✗[/]"
-_STYLES: Mapping[State, str] = {
-    State.SENT: "green",
-    State.FAILED: "red",
-    State.RETRYING: "yellow",
-    State.HELD: "cyan",
-    State.SUPPRESSED: "dim",
-}
+_INTERRUPTED = 130
 
 
-@dataclass(frozen=True)
-class Expected:
-    """Where a delivery has to end."""
+def demo_command() -> int:
+    """Start everything, send the sample events, show what becomes of them, and stop; returns the exit code.
 
-    channel: Channel
-    recipient: str
-    state: State = State.SENT
-    attempt: int = 1
-    epoch: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.state}, attempt {self.attempt}, epoch {self.epoch}"
-
-
-def email(recipient: str, **more: Any) -> Expected:
-    """A mail that has to be sent, unless `more` says otherwise."""
-    return Expected(Channel.EMAIL, recipient, **more)
-
-
-def no_phone(recipient: str) -> Expected:
-    """An SMS to somebody who has no phone number."""
-    return Expected(Channel.SMS, recipient, State.SUPPRESSED, attempt=0)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A sample event: its file, what it shows, and what has to become of it.
-
-    Attributes:
-        id: for an event whose file has none: it goes along as `message_id`, with `source` and `type` in the key.
-        again: publish it a second time.
-        replayed: what has to become of it after the replay, where that differs.
+    Raises:
+        CommandFailed: a server cannot be had, or something did not end as it should.
     """
-
-    file: str
-    shows: str
-    expected: tuple[Expected, ...]
-    id: str | None = None
-    again: bool = False
-    replayed: tuple[Expected, ...] | None = None
-
-
-SAMPLES: Sequence[Sample] = (
-    Sample(
-        "order-shipped.json",
-        "e-mail and SMS; published twice, delivered once",
-        (email("user-7"), Expected(Channel.SMS, "user-7")),
-        again=True,
-    ),
-    Sample("password-reset.json", "the lane for urgent ones, and an expiry", (email("user-7"),)),
-    Sample("invoice.json", "an attachment", (email("user-7"),)),
-    Sample(
-        "incident-alert.json",
-        "a signed webhook whose receiver answers 503 once, and e-mail",
-        (Expected(Channel.WEBHOOK, "team-platform", attempt=2), email("team-platform")),
-    ),
-    Sample("order-shipped.cloudevent.json", "the same as a CloudEvent", (email("user-8"),)),
-    Sample("inline-content.json", "words that come with the event", (email("user-12"),)),
-    Sample(
-        "smallest.json",
-        "recipients and data alone",
-        (email("ana@example.org"), no_phone("ana@example.org")),
-        id="ord-1047-shipped",
-    ),
-    Sample(
-        "order-shipped.busy-server.json",
-        "a mail server that answers 451 twice",
-        (email("user-9", attempt=3), no_phone("user-9")),
-    ),
-    Sample("order-shipped.scheduled.json", "send_at in three seconds", (email("user-11"),)),
-    Sample(
-        "order-shipped.no-mailbox.json",
-        "a mailbox that does not exist: 550",
-        (email("user-10", state=State.FAILED),),
-        replayed=(email("user-10", epoch=2),),
-    ),
-)
-REJECTED = Sample("rejected/bad-address.json", "an address that is none", ())
+    begun = time.monotonic()
+    try:
+        with _told(), hosted("demo", _line) as host:
+            wrong = [check for check in asyncio.run(_demo(host, stdout())) if not check.holds]
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    if wrong:
+        raise CommandFailed(
+            "not everything is as it should be:\n"
+            + "\n".join(f"  not so: {each.text}; {each.found}" for each in wrong),
+            f"The servers' logs are in {HOME / 'log'}; what was sent is in {_shortest(host.directory)}.",
+        )
+    say(Text(f"\nEverything is as it should be, after {time.monotonic() - begun:.0f} s.", "green"))
+    say("The servers are stopped. `make run` starts the same and leaves it running, for messages of your own.")
+    return 0
 
 
-@dataclass(frozen=True)
-class Published:
-    """A sample as it went out."""
+def run_embedded(config: Path | None = None, roles: Sequence[str] | None = None, workers: int = 1) -> int:
+    """Start everything and stay in the foreground until Ctrl-C or SIGTERM; returns the exit code.
 
-    sample: Sample
-    id: str
-    source: str
-    type: str
-    body: bytes = field(repr=False)
+    With `config` its settings hold, but for the servers; a channel without providers has one of this machine.
 
-    @property
-    def key(self) -> str:
-        """Its key in the database."""
-        return event_key(self.source, self.id)
-
-    def expected(self, *, replayed: bool) -> tuple[Expected, ...]:
-        """What has to become of it before or after the replay."""
-        return self.sample.replayed or self.sample.expected if replayed else self.sample.expected
-
-
-@dataclass(frozen=True)
-class Check:
-    """Something that has to be so at the end."""
-
-    text: str
-    holds: bool
-    found: str = ""
+    Raises:
+        CommandFailed: a server cannot be had.
+        BadInput: the settings cannot be used.
+    """
+    try:
+        with _told(), hosted("run", _line, keep=True) as host:
+            return asyncio.run(_run(host, _run_settings(config), roles, workers))
+    except KeyboardInterrupt:
+        return 0
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# notipy demo
+# The demo's acts
 # ---------------------------------------------------------------------------------------------------------------
-
-
-def demo_command() -> None:
-    """Start everything, send the sample events, show what becomes of them, and stop.
-
-    Exit code 0 only if every sample delivery reached the state that it should.
-    """
-    console = Console(highlight=False)
-    with _told(console), hosted("demo", _progress(console)) as host:
-        checks = asyncio.run(_demo(host, console))
-        differing = [check for check in checks if not check.holds]
-        for check in checks:
-            console.print(f"  {_GOOD if check.holds else _BAD} {escape(check.text)}")
-            if not check.holds:
-                console.print(f"      found: {escape(check.found)}")
-        if differing:
-            console.print(f"\n[red]{len(differing)} of {len(checks)} things are not as they should be.[/]")
-            console.print(f"The servers' logs are in {HOME / 'log'}.")
-            raise typer.Exit(1)
-        console.print("\n[green]Everything is as it should be.[/] `make run` starts the same and leaves it running.")
 
 
 async def _demo(host: Host, console: Console) -> Sequence[Check]:
-    config = host.directory / "notipy.yaml"
-    async with playground(host, config, DEMO_CHANNELS, DEMO_TUNING, lambda s: _quiet(s.logging)) as play:
-        core = play.application.core
-        _say_where_to_look(play, console)
-        applied = await apply_catalog(core, EXAMPLES / "catalog")
-        _heading(console, f"Applied examples/catalog: {', '.join(applied)}")
-        await play.application.core.catalog.refresh()
-        published = [_published(sample, play) for sample in SAMPLES]
-        rejected = _published(REJECTED, play)
-        _heading(console, "Publishing the sample events")
-        await _publish(core, [*published, rejected], console)
-        _heading(console, "What becomes of them")
-        watch = Watch(core, published, console)
-        await watch.until(replayed=False)
-        parked = await _parked(core)
-        dead = await _dead_event(core, rejected.id)
-        _heading(console, "Dead letters")
-        _show_dead(console, parked, rejected, dead)
-        _heading(console, "The mailbox has been created: replay, as `notipy dead replay --channel email` does")
-        replays = [await _replay(core, delivery) for delivery in parked]
-        await watch.until(replayed=True)
-        _heading(console, "How they ended")
-        console.print(watch.table())
-        _say_what_is_kept(play, console)
-        _heading(console, "Checks")
-        return [
-            *watch.checks(),
-            *_sent_once(play, published),
-            *(Check(f"replaying {delivery.event_id} started epoch 2", not why, why) for delivery, why in replays),
-            _rejection(dead),
-            await _duplicates(play),
-        ]
+    document = {**_DEMO_SETTINGS, "metrics": {"host": "127.0.0.1", "port": free_ports(1)[0]}}
+    async with (
+        playground(host, host.directory / "notipy.yaml", document) as play,
+        running(play.settings) as application,
+    ):
+        core = application.core
+        _show_places(play)
+        _heading("notipy apply examples/catalog")
+        _line(", ".join(play.notifications))
+        *events, rejected = (
+            to_publish(sample, play.webhooks.url, unique=not host.private) for sample in (*SAMPLES, REJECTED)
+        )
+        watch = Watch(core.deliveries, events, console)
+        _heading("The sample events, published to the exchange notipy.events")
+        await _publish(core, [*events, rejected])
+        _heading("What becomes of them")
+        await watch.until_settled(replayed=False)
+        refused = refused_mail(watch.begun)
+        dead = await dead_letters(core, refused, rejected.id)
+        _heading("What could not be delivered is parked")
+        _show_dead(dead)
+        _heading("The mailbox has been created meanwhile: replay, as `notipy dead replay --channel email` does")
+        replayed = await treat(core, refused, "replayed", Report(as_json=False, shown=0), dry_run=False)
+        await watch.until_settled(replayed=True)
+        _heading("How they ended")
+        console.print(table(watch.rows(replayed=True), console.width, judged=True))
+        return await _judge(play, watch, dead, replayed)
 
 
-def _published(sample: Sample, play: Playground) -> Published:
-    """The event of a sample's file: what only a run knows is filled in.
-
-    On servers that outlive this run the ids are this run's own: a second demo there would be all duplicates.
-    """
-    text = (EXAMPLES / "events" / sample.file).read_text(encoding="utf-8").replace(_SINK, play.webhooks.url)
-    document = json.loads(text)
-    if "send_at" in document:
-        document["send_at"] = (datetime.now(UTC) + SCHEDULED_AFTER).isoformat()
-    event_id = str(document.get("id") or sample.id)
-    if not play.host.private:
-        event_id = f"{event_id}-{secrets.token_hex(3)}"
-    if "id" in document:
-        document["id"] = event_id
-    source, kind = document.get("source", "shop"), document.get("type", "order.shipped")
-    return Published(sample, event_id, source, kind, json.dumps(document).encode())
-
-
-async def _publish(core: Core, events: Iterable[Published], console: Console) -> None:
+async def _publish(core: Core, events: Iterable[Published]) -> None:
+    """As any producer should: persistent, mandatory, confirmed."""
     for event in events:
         for _ in range(2 if event.sample.again else 1):
-            await core.publisher.event(f"{event.source}.{event.type}", event.body, event.id)
-        console.print(f"  {event.source}.{event.type}  [bold]{event.id}[/]  [dim]{escape(event.sample.shows)}[/]")
+            await core.publisher.event(event.routing_key, event.body, event.id)
+        say(Text.assemble(f"  {event.id:<18} ", (event.sample.shows, "dim")))
 
 
-async def _parked(core: Core) -> list[Delivery]:
-    return [delivery async for delivery in core.deliveries.dead(DeadFilter(channel=Channel.EMAIL), 100)]
+async def _judge(play: Playground, watch: Watch, dead: DeadLetters, replayed: Done) -> Sequence[Check]:
+    _heading("Checked where it arrived")
+    found = await checks(play, watch, dead, replayed)
+    for check in found:
+        mark = Text("✓", "green") if check.holds else Text("✗", "bold red")
+        say(Text.assemble("  ", mark, f" {plain(check.text)}"))
+    _heading("To look at")
+    _show_kept(play)
+    return found
+
+
+def _show_dead(dead: DeadLetters) -> None:
+    for delivery in dead.failed:
+        say(f"  {PARKED_EMAIL:<20} {delivery.event_id}  {delivery.reason}: {delivery.detail}")
+    if dead.event is not None:
+        say(f"  {DEAD_EVENTS:<20} {dead.event.message_id}  {dead.event.reason}: {faults_told(dead.event)}")
+
+
+def _show_kept(play: Playground) -> None:
+    first = f", the first: {_shortest(play.smtp.mails[0].path)}" if play.smtp.mails else ""
+    _line(f"mail            {_shortest(play.smtp.directory)}{first}")
+    _line(f"SMS             {_shortest(play.folder_of(Channel.SMS))}")
+    _line(f"webhook calls   {_shortest(play.calls)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# notipy run --embedded
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _run_settings(config: Path | None) -> Mapping[str, Any]:
+    if config is not None:
+        load_settings(config)  # its faults are told in its own name
+        document = {"channels": {}, **(yaml.safe_load(config.read_text(encoding="utf-8")) or {})}
+        return {name: value for name, value in document.items() if name not in {"amqp_url", "mongo_url"}}
+    return {
+        "channels": {str(channel): {} for channel in Channel},
+        "metrics": {"host": "127.0.0.1", "port": metrics_port()},
+        "status": {"publish": "all"},
+    }
+
+
+async def _run(host: Host, document: Mapping[str, Any], roles: Sequence[str] | None, workers: int) -> int:
+    config = HOME / "notipy.yaml"
+    try:
+        async with playground(host, config, document) as play:
+            if workers > 1:
+                _show_run(play, config)
+                return await supervise(play.settings, roles, workers)
+            async with running(play.settings, roles):
+                _show_run(play, config)
+                await asyncio.Event().wait()
+                return 0
+    finally:
+        config.unlink(missing_ok=True)  # it leads nowhere any more
+
+
+def _show_run(play: Playground, config: Path) -> None:
+    _heading("NotiPy is running")
+    _show_places(play)
+    _show_ways_out(play)
+    _heading("Notifications in force")
+    _line(", ".join(play.notifications))
+    _show_commands(play, config)
+
+
+def _show_ways_out(play: Playground) -> None:
+    _line(f"mail            {_shortest(play.smtp.directory)}, whoever it is for")
+    _line(f"SMS and others  {_shortest(play.host.directory)}/<channel>")
+    _line(f"webhooks        wherever a recipient says; {play.webhooks.url}/ok answers 204")
+    _line(f"                and records the call in {_shortest(play.calls)}")
+
+
+def _show_commands(play: Playground, config: Path) -> None:
+    amqp = play.host.urls.get("amqp_url", "$NOTIPY_AMQP_URL")
+    _heading("In another terminal")
+    for line in (
+        f'export AMQP_URL="{amqp}" NOTIPY_CONFIG={_shortest(config.absolute())}',
+        ".venv/bin/python examples/producers/publish.py ana@example.org 1   # or publish.mjs, publish.sh",
+        ".venv/bin/notipy deliveries list",
+    ):
+        _line(line)
+    _heading("Ctrl-C stops everything")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What both tell
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, and expected faults in a command's words.
+
+    Raises:
+        KeyboardInterrupt: once everything has been stopped.
+    """
+    try:
+        with terminate_as_interrupt():
+            yield
+    except KeyboardInterrupt:
+        say("\nStopped; nothing is left running.")
+        raise
+    except EmbeddedError as error:
+        raise CommandFailed(str(error)) from None
+    except SettingsError as error:
+        raise BadInput(str(error)) from None
+
+
+def _show_places(play: Playground) -> None:
+    if play.host.management_url:
+        _line(f"RabbitMQ        {play.host.management_url} (guest, guest)")
+    if play.metrics_url:
+        _line(f"metrics         {play.metrics_url}")
+
+
+def _heading(text: str) -> None:
+    say(Text(f"\n{text}", "bold"))
+
+
+def _line(text: str) -> None:
+    say(f"  {text}")
+
+
+def _shortest(path: Path) -> str:
+    """Relative to the current folder where it is in it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

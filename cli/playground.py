@@ -1,7 +1,6 @@
-"""NotiPy with everything around it on this machine, for `notipy demo` and `notipy run --embedded`.
+"""Everything around NotiPy on this machine, for `notipy demo` and `notipy run --embedded`.
 
-Private RabbitMQ and MongoDB servers, a mail server and a webhook receiver that keep what they are sent, and
-NotiPy's consumers in this process.
+Private RabbitMQ and MongoDB servers, a mail server and a webhook receiver that keep what they are sent.
 """
 
 import base64
@@ -16,9 +15,12 @@ from typing import Any
 
 import yaml
 
+from cli.catalog import read_catalog
+from cli.session import core
+from config.logging import configure_logging
 from config.settings import MetricsSettings, Settings, load_settings
-from consumers.app import Application, running
 from deploy.embedded import embedded_servers
+from deploy.processes import free_ports
 from deploy.smtp_sink import SmtpSink
 from deploy.webhook_sink import WebhookSink
 from deploy.workspace import workspace
@@ -27,6 +29,7 @@ from domain.vocabulary import Channel
 HOME = Path(".notipy")
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SENDER = "NotiPy <notipy@example.org>"
+_SERVERS = {"amqp_url": "RabbitMQ", "mongo_url": "MongoDB"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Host:
     """The servers of one run.
 
     Attributes:
-        directory: this run's alone; kept afterwards, emptied by the next one.
+        directory: for what is sent; it is emptied when the next run of this name begins.
         urls: the settings that lead to the servers started here; none where the environment names others.
         management_url: of a RabbitMQ started here.
     """
@@ -45,47 +48,49 @@ class Host:
 
     @property
     def private(self) -> bool:
-        """Whether both servers were started for this run alone."""
-        return len(self.urls) == 2
+        """Whether both servers were started here."""
+        return len(self.urls) == len(_SERVERS)
 
 
 @dataclass(frozen=True)
 class Playground:
-    """Everything that runs."""
+    """Servers, sinks, and the settings that join NotiPy to them, its catalog in force.
+
+    Attributes:
+        notifications: the names of those in force.
+    """
 
     host: Host
-    config: Path
+    settings: Settings
+    notifications: Sequence[str]
     smtp: SmtpSink
     webhooks: WebhookSink
-    application: Application
-
-    @property
-    def mail(self) -> Path:
-        """Where each accepted mail is stored."""
-        return self.smtp.directory
-
-    @property
-    def files(self) -> Path:
-        """Where SMS and the like are written, a folder for each channel."""
-        return self.host.directory
 
     @property
     def calls(self) -> Path:
-        """Where each webhook call is recorded, one JSON object a line."""
+        """Where each call of the webhook receiver is recorded, one JSON object a line."""
         return self.webhooks.directory / "calls.jsonl"
 
     @property
     def metrics_url(self) -> str | None:
         """Where Prometheus would scrape."""
-        page = self.application.page
-        return f"http://127.0.0.1:{page.port}/metrics" if page else None
+        port = self.settings.metrics.port
+        return f"http://127.0.0.1:{port}/metrics" if port else None
+
+    def folder_of(self, channel: Channel) -> Path:
+        """Where the messages of a channel that goes into files are written."""
+        return self.host.directory / channel
+
+    def files_of(self, channel: Channel) -> Sequence[Path]:
+        """The messages that were written."""
+        return sorted(self.folder_of(channel).glob("*.txt"))
 
 
 @contextmanager
-def hosted(name: str, log: Callable[[str], None]) -> Iterator[Host]:
+def hosted(name: str, log: Callable[[str], None], *, keep: bool = False) -> Iterator[Host]:
     """Start the servers that the environment does not name (NOTIPY_AMQP_URL, NOTIPY_MONGO_URL); main thread only.
 
-    However it is left, what it started is gone afterwards.
+    However it is left, they are gone afterwards; with `keep` the next run with `keep` finds their data again.
 
     Raises:
         EmbeddedError: a server cannot be had, or another run of this name is under way here.
@@ -94,52 +99,54 @@ def hosted(name: str, log: Callable[[str], None]) -> Iterator[Host]:
     with workspace(HOME / name, keep=True) as space:
         _empty(space.data)
         named = _named_by_environment(space.data)
-        if missing := [server for server in ("amqp_url", "mongo_url") if server not in named]:
+        missing = [server for server in _SERVERS if server not in named]
+        if missing:
             log(f"Starting a private {' and '.join(_SERVERS[server] for server in missing)} …")
-        with embedded_servers(HOME, amqp="amqp_url" in missing, mongo="mongo_url" in missing, log=log) as servers:
+        with embedded_servers(
+            HOME, amqp="amqp_url" in missing, mongo="mongo_url" in missing, keep=keep, log=log
+        ) as servers:
             urls = {server: str(getattr(servers, server)) for server in missing}
             yield Host(space.data, urls, servers.management_url)
 
 
 @asynccontextmanager
-async def playground(
-    host: Host, config: Path, channels: Sequence[Channel], tuning: Mapping[str, Any], start: Callable[[Settings], None]
-) -> AsyncIterator[Playground]:
-    """Run the mail server, the webhook receiver and the consumers, as `config`, which is written here, says.
+async def playground(host: Host, config: Path, document: Mapping[str, Any]) -> AsyncIterator[Playground]:
+    """Start the mail server and the webhook receiver, write the settings, and put examples/catalog in force.
 
     Args:
         host: the servers.
-        config: where the settings are written, for commands in another terminal.
-        channels: `email` goes to the mail server, `webhook` wherever a recipient says, others into files.
-        tuning: settings beyond the servers and providers; a channel's under its name.
-        start: called with the settings before anything runs.
+        config: where the settings are written, for commands in another terminal too.
+        document: settings without the servers; a channel that has no `providers` is given one that stays on this
+            machine: `email` the mail server, `webhook` whatever a recipient names, others a folder.
+
+    Raises:
+        CommandFailed: a server that the environment names cannot be reached.
+        SettingsError: the settings cannot be used.
     """
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
     async with (
         SmtpSink(host.directory / "mail") as smtp,
         WebhookSink(host.directory / "webhooks", secret) as webhooks,
     ):
-        providers = _providers(host.directory, smtp.url, secret)
-        chosen = {str(channel): {"providers": [providers(channel)]} for channel in channels}
-        settings = _settings(config, host.urls, chosen, tuning)
-        start(settings)
-        async with running(settings) as application:
-            yield Playground(host, config, smtp, webhooks, application)
+        local = _local_providers(host.directory, smtp.url, secret)
+        settings = _written(config, host.urls, document, local)
+        configure_logging(settings.logging)
+        async with core(settings) as opened:
+            found = list(read_catalog([EXAMPLES / "catalog"]).definitions.values())
+            await opened.catalog.apply(found, await opened.catalog.plan(found, prune=False))
+        yield Playground(host, settings, [definition.name for definition in found], smtp, webhooks)
 
 
 def metrics_port() -> int:
-    """The usual port if it is free, else 0: any that is."""
-    usual: int | None = MetricsSettings().port
+    """The usual port if it is free, else another."""
+    usual = MetricsSettings().port
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", usual or 0))
         except OSError:
-            return 0
-    return usual or 0
-
-
-_SERVERS = {"amqp_url": "RabbitMQ", "mongo_url": "MongoDB"}
+            return free_ports(1)[0]
+    return usual or free_ports(1)[0]
 
 
 def _empty(directory: Path) -> None:
@@ -157,8 +164,8 @@ def _named_by_environment(directory: Path) -> set[str]:
         nothing.unlink()
 
 
-def _providers(directory: Path, smtp_url: str, secret: str) -> Callable[[Channel], dict[str, Any]]:
-    def provider(channel: Channel) -> dict[str, Any]:
+def _local_providers(directory: Path, smtp_url: str, secret: str) -> Callable[[str], dict[str, Any]]:
+    def provider(channel: str) -> dict[str, Any]:
         match channel:
             case Channel.EMAIL:
                 return {"name": "sink", "kind": "smtp", "url": smtp_url, "from": SENDER, "allow_private": True}
@@ -170,11 +177,12 @@ def _providers(directory: Path, smtp_url: str, secret: str) -> Callable[[Channel
     return provider
 
 
-def _settings(
-    config: Path, urls: Mapping[str, str], channels: Mapping[str, Any], tuning: Mapping[str, Any]
+def _written(
+    config: Path, urls: Mapping[str, str], document: Mapping[str, Any], provider: Callable[[str], dict[str, Any]]
 ) -> Settings:
-    each = tuning.get("channels", {})
-    document = {**urls, **tuning, "channels": {name: {**chosen, **each} for name, chosen in channels.items()}}
-    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    channels = {
+        str(name): {"providers": [provider(name)], **(chosen or {})} for name, chosen in document["channels"].items()
+    }
+    text = yaml.safe_dump({**document, **urls, "channels": channels}, sort_keys=False, allow_unicode=True)
     config.write_text(f"# Written by NotiPy for this run; the next one writes it anew.\n{text}", encoding="utf-8")
     return load_settings(config)

@@ -28,6 +28,7 @@ from consumers.topology import COMMANDS, EVENTS, Topology, channel_queue
 from domain.accept import Accept
 from domain.backoff import wait_out
 from domain.deliver import Deliver
+from domain.failures import place_of
 from domain.operate import Operate
 from domain.plan import Planner
 from domain.ports import Now, Provider
@@ -350,7 +351,7 @@ def background(stack: AsyncExitStack, work: Callable[[], Any], name: str) -> Non
             try:
                 await work()
             except Exception as error:
-                log.error("background.failed", work=name, error=type(error).__name__, exc_info=True)
+                log.error("background.failed", work=name, error=place_of(error))
             await asyncio.sleep(1)
 
     task = asyncio.create_task(forever(), name=f"notipy-{name}")

@@ -109,7 +109,7 @@ def _event_values(event: EventData | None) -> dict[str, Any] | None:
         "data": event.data,
     }
     if event.content:
-        values["content"] = event.content
+        values["content"] = {str(channel): content for channel, content in event.content.items()}
     if event.attachments:
         values["attachments"] = [_attachment_values(attachment) for attachment in event.attachments]
     return values

@@ -12,6 +12,7 @@ from consumers.metrics import Metrics
 from domain.accept import Accept, Accepted, Rejected, Verdict
 from domain.deliver import Deliver, Late, NotClaimed, Result, Settled
 from domain.event import Incoming, event_key
+from domain.failures import place_of
 from domain.operate import Operate, Refused
 from domain.ports import Deliveries, DispatchQueue
 from domain.text import Fault, describe
@@ -48,8 +49,8 @@ class Settling:
         try:
             await self._handle(message)
         except Exception as error:
-            log.error("message.handler_failed", role=self._role, error=type(error).__name__, exc_info=True)
-            fault = Fault("", f"a fault of NotiPy's own: {type(error).__name__}; the log has its place")
+            log.error("message.handler_failed", role=self._role, error=place_of(error))
+            fault = Fault("", f"a fault of NotiPy's own: {place_of(error)}")
             await self._queue.reject(incoming(message), Reason.INTERNAL_ERROR, [fault], self._role)
 
 

@@ -7,6 +7,7 @@ an alarm, its acknowledgements too.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
@@ -49,6 +50,7 @@ class Publisher:
         self._topology = topology
         self._status = status
         self._channel: AbstractChannel | None = None
+        self._prefix, self._numbers = uuid4().hex, count(1)
         self._inspection: AbstractRobustChannel | None = None
         self._asking = asyncio.Lock()
         self._exchanges: dict[str, AbstractExchange] = {}
@@ -140,7 +142,7 @@ class Publisher:
                 headers=headers,
                 content_type=codec.JSON,
                 delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-                message_id=message_id or uuid4().hex,
+                message_id=message_id or f"{self._prefix}-{next(self._numbers)}",
                 timestamp=datetime.now(UTC),
                 app_id="notipy",
             )

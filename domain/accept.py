@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TypeVar
 
 from domain.delivery import Delivery
-from domain.dispatch import dispatch_of
+from domain.dispatch import EventData, dispatch_of, travelling
 from domain.event import Event, EventRejected, Incoming, parse_event
 from domain.notification import Notification
 from domain.plan import Planner
@@ -121,15 +121,15 @@ class Accept:
         )
 
     async def _carry_out(self, event: Event, notifications: Sequence[Notification]) -> Verdict:
-        planned = 0
+        planned, data = 0, travelling(event)
         for batch in batches(self.planner.plan(event, notifications, self.now()), BATCH):
             await self.deliveries.add(batch)
-            await asyncio.gather(*(self._start(delivery, event) for delivery in batch))
+            await asyncio.gather(*(self._start(delivery, data) for delivery in batch))
             planned += len(batch)
         await self.events.settle(event.key, EventState.PLANNED if planned else EventState.UNMATCHED, planned)
         return Accepted(event, planned) if planned else Unmatched(event)
 
-    async def _start(self, delivery: Delivery, event: Event) -> None:
+    async def _start(self, delivery: Delivery, event: EventData | None) -> None:
         if delivery.state is State.QUEUED:
             await self.queue.dispatch(dispatch_of(delivery, event))
         elif delivery.state is State.FAILED:

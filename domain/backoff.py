@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from random import Random
+from random import random
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,17 +16,16 @@ async def wait_out(
     operation: Callable[[], Awaitable[T]],
     outages: tuple[type[BaseException], ...],
     on_outage: Callable[[BaseException], None],
-    rng: Random | None = None,
 ) -> T:
     """Call until it succeeds, waiting longer each time (doubling, with full jitter on the upper half).
 
     Errors other than `outages` are raised at once; being cancelled ends it.
     """
-    random, wait = rng or Random(), FIRST_WAIT  # noqa: S311 - jitter, not a secret
+    wait = FIRST_WAIT
     while True:
         try:
             return await operation()
         except outages as outage:
             on_outage(outage)
-        await asyncio.sleep(wait * (0.5 + random.random() / 2))
+        await asyncio.sleep(wait * (0.5 + random() / 2))  # noqa: S311 - jitter, not a secret
         wait = min(wait * 2, LONGEST_WAIT)

@@ -1,18 +1,17 @@
 """The use case of a channel's queue: claim → render → send → classify → record → settle."""
 
 import asyncio
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from pathlib import PurePath
+from itertools import count
 from random import Random
 from typing import Any, assert_never
 from uuid import uuid4
 
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch, EventData
-from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
+from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome, place_of
 from domain.message import Message
 from domain.notification import INLINE
 from domain.outcome import Expired, Failed, Hold, Outcome, Retry, Sent, Unknown
@@ -23,6 +22,8 @@ from domain.vocabulary import Reason, State
 
 SEND_SHARE = 0.8
 """The part of a lease that a send may take; the rest is for recording it."""
+EVENTS_KEPT = 16
+"""Large events kept in memory for their deliveries: as many broadcasts as run at once, times at most 15 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class Late:
     provider: str
 
 
+_PROCESS, _NUMBERS = uuid4().hex, count(1)
+"""A claim's token is unique without asking the system for randomness each time."""
 Result = Settled | NotClaimed | Late
 
 
@@ -65,6 +68,7 @@ class Deliver:
     Attributes:
         lease: how long a claim holds; longer than the slowest send.
         overdue: how long after it should have happened the sweeper looks after a queued or retrying delivery.
+        reading: large events that were read for their deliveries, the last few of them.
     """
 
     provider: Provider
@@ -78,6 +82,7 @@ class Deliver:
     lease: timedelta
     overdue: timedelta
     rng: Random = field(default_factory=Random)
+    reading: dict[str, "asyncio.Future[EventData]"] = field(default_factory=dict)
 
     async def __call__(self, job: Dispatch, *, redelivered: bool = False) -> Result:
         """Make one attempt, if it can be claimed."""
@@ -98,7 +103,7 @@ class Deliver:
 
     def _claim(self, job: Dispatch) -> Claim:
         now = self.now()
-        return Claim(job.delivery.claim_id(job.attempt), uuid4().hex, now, now + self.lease)
+        return Claim(job.delivery.claim_id(job.attempt), f"{_PROCESS}-{next(_NUMBERS)}", now, now + self.lease)
 
     async def _attempt(self, job: Dispatch, now: datetime) -> Outcome:
         expires = job.delivery.expires_at
@@ -119,7 +124,7 @@ class Deliver:
         except TimeoutError:
             raise UnknownOutcome(Reason.TIMEOUT, "no answer within the lease") from None
         except Exception as error:
-            raise UnknownOutcome(Reason.INTERNAL_ERROR, _where(error)) from error
+            raise UnknownOutcome(Reason.INTERNAL_ERROR, place_of(error)) from error
 
     async def _render(self, job: Dispatch) -> Message:
         try:
@@ -129,7 +134,7 @@ class Deliver:
         except TemplateError as error:
             raise PermanentFailure(Reason.TEMPLATE_ERROR, str(error)) from None
         except Exception as error:
-            raise TransientFailure(Reason.INTERNAL_ERROR, _where(error)) from error
+            raise TransientFailure(Reason.INTERNAL_ERROR, place_of(error)) from error
 
     async def _message(self, job: Dispatch) -> Message:
         delivery = job.delivery
@@ -146,7 +151,18 @@ class Deliver:
         )
 
     async def _event(self, delivery: Delivery) -> EventData:
-        stored = await self.events.get(delivery.event_key)
+        """The data of an event too large to travel along: read once for the deliveries that follow each other."""
+        key = delivery.event_key
+        reading = self.reading.get(key)
+        if reading is None:
+            if len(self.reading) >= EVENTS_KEPT:
+                self.reading.pop(next(iter(self.reading)))
+            reading = self.reading[key] = asyncio.ensure_future(self._read(key))
+            reading.add_done_callback(lambda done: self.reading.pop(key, None) if _went_wrong(done) else None)
+        return await asyncio.shield(reading)
+
+    async def _read(self, key: str) -> EventData:
+        stored = await self.events.get(key)
         if stored is None:
             raise PermanentFailure(Reason.INTERNAL_ERROR, "the event is no longer stored")
         return EventData.of(await asyncio.to_thread(read_event, stored))
@@ -229,11 +245,8 @@ class Deliver:
         return NotClaimed(stored, "claimed")
 
 
-def _where(error: Exception) -> str:
-    """The kind of error and its place: its own words may hold an address."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{place}"
+def _went_wrong(done: "asyncio.Future[EventData]") -> bool:
+    return done.cancelled() or done.exception() is not None
 
 
 def _context(event: EventData, delivery: Delivery) -> dict[str, Any]:

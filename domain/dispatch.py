@@ -5,12 +5,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from pydantic_core import to_json
+
 from domain.delivery import Delivery
 from domain.event import Attachment, Event
 from domain.vocabulary import Channel
 
 INLINE_LIMIT = 16 * 1024
-"""Bytes of an event up to which its data travels in each dispatch; larger ones are read from the database once."""
+"""Bytes of data and content up to which they travel in each dispatch; larger ones are read from the database once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,17 @@ class Dispatch:
         return replace(self, delivery=delivery, attempt=delivery.attempt + 1)
 
 
-def dispatch_of(delivery: Delivery, event: Event) -> Dispatch:
-    """The order for the delivery's next attempt, with the event's data where it is small."""
-    small = len(event.body) <= INLINE_LIMIT
-    return Dispatch(delivery, delivery.attempt + 1, EventData.of(event) if small else None)
+def travelling(event: Event) -> EventData | None:
+    """The part of an event that travels with each of its deliveries; None where it is too large for that."""
+    data = EventData.of(event)
+    if len(event.body) <= INLINE_LIMIT:
+        return data
+    # many recipients make a large event, but not a large dispatch
+    attached = sum(len(attachment.content or b"") for attachment in data.attachments)
+    small = attached + len(to_json([data.data, data.content])) <= INLINE_LIMIT
+    return data if small else None
+
+
+def dispatch_of(delivery: Delivery, event: EventData | None) -> Dispatch:
+    """The order for the delivery's next attempt."""
+    return Dispatch(delivery, delivery.attempt + 1, event)

@@ -3,7 +3,9 @@
 The adapter classifies; only the domain knows attempts, tiers and semantics.
 """
 
+import traceback
 from datetime import timedelta
+from pathlib import PurePath
 
 from domain.vocabulary import Reason
 
@@ -28,3 +30,10 @@ class PermanentFailure(DeliveryFailure):
 
 class UnknownOutcome(DeliveryFailure):
     """The provider may or may not have taken the message: the connection broke between sending and the answer."""
+
+
+def place_of(error: BaseException) -> str:
+    """What kind of error came from where, innermost first, without its own words: they may hold an address."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = ", ".join(f"{PurePath(frame.filename).name}:{frame.lineno}" for frame in reversed(frames[-4:]))
+    return f"{type(error).__name__} at {places}" if places else type(error).__name__

@@ -5,7 +5,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 from domain.delivery import Change, Delivery
-from domain.dispatch import dispatch_of
+from domain.dispatch import dispatch_of, travelling
 from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now
 from domain.stored import read_event
 from domain.vocabulary import REPLAYABLE, Reason, State
@@ -44,7 +44,7 @@ class Operate:
         after = delivery.changed(change, now + self.overdue)
         if not await self.deliveries.reopen(delivery, after, change):
             return Refused("somebody else has just replayed or dropped it")
-        await self.queue.dispatch(dispatch_of(after, read_event(stored)))
+        await self.queue.dispatch(dispatch_of(after, travelling(read_event(stored))))
         await self.queue.status(after, change)
         return after
 

@@ -10,8 +10,7 @@ from uuid import uuid4
 
 from domain.accept import Accept
 from domain.delivery import Change, Delivery
-from domain.dispatch import Dispatch, dispatch_of
-from domain.event import Event
+from domain.dispatch import Dispatch, EventData, dispatch_of, travelling
 from domain.failures import UnknownOutcome
 from domain.outcome import Failed, Outcome, Unknown
 from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now
@@ -35,6 +34,13 @@ class Swept:
     def idle(self) -> bool:
         """Nothing was due."""
         return not self.events and not self.deliveries
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An event that is still stored; `data` is what travels with its deliveries."""
+
+    data: EventData | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +93,9 @@ class Sweep:
         )
         return Counter(reason for reason in done if reason is not None)
 
-    async def _read(self, key: str) -> Event | None:
+    async def _read(self, key: str) -> Found | None:
         stored = await self.events.get(key)
-        return read_event(stored) if stored else None
+        return Found(travelling(read_event(stored))) if stored else None
 
     async def _look(self, batch: Sequence[Delivery], waiting: dict[tuple[Channel, Lane], int]) -> None:
         """Learn how full the queues are; once a round, for what the round itself dispatches fills them."""
@@ -98,7 +104,7 @@ class Sweep:
             if lane not in waiting:
                 waiting[lane] = await self.queue.waiting(*lane)
 
-    async def _one(self, delivery: Delivery, claim: Claim | None, event: Event | None, waiting: int) -> Reason | None:
+    async def _one(self, delivery: Delivery, claim: Claim | None, event: Found | None, waiting: int) -> Reason | None:
         """Drive one overdue delivery on; returns the reason under which, None if it is left to wait."""
         now = self.now()
         if claim is not None:
@@ -111,7 +117,7 @@ class Sweep:
             return await self._release(delivery, event, now)
         return await self._redrive(delivery, event, waiting, now)
 
-    async def _redrive(self, delivery: Delivery, event: Event, waiting: int, now: datetime) -> Reason | None:
+    async def _redrive(self, delivery: Delivery, event: Found, waiting: int, now: datetime) -> Reason | None:
         """Dispatch it again, unless it may well stand in its queue still.
 
         The next look comes after as long as it has waited already, so that a long backlog is not multiplied.
@@ -119,14 +125,14 @@ class Sweep:
         age = now - delivery.updated_at
         patient = waiting > 0 and age < self.overdue * PATIENCE
         if not patient:
-            await self.queue.dispatch(dispatch_of(delivery, event))
+            await self.queue.dispatch(dispatch_of(delivery, event.data))
         await self.deliveries.postpone([delivery.id], now + max(self.overdue, age if waiting else self.overdue))
         return None if patient else Reason.REDRIVEN
 
-    async def _release(self, delivery: Delivery, event: Event, now: datetime) -> Reason:
+    async def _release(self, delivery: Delivery, event: Found, now: datetime) -> Reason:
         change = Change(State.QUEUED, now, Reason.RELEASED, delivery.epoch, delivery.attempt)
         released = delivery.changed(change, now + self.overdue)
-        await self.queue.dispatch(dispatch_of(released, event))
+        await self.queue.dispatch(dispatch_of(released, event.data))
         if await self.deliveries.record(released, delivery.attempt, [change]):
             await self.queue.status(released, change)
         return Reason.RELEASED
@@ -140,7 +146,7 @@ class Sweep:
         )
         return await self._record(delivery, change, None)
 
-    async def _claimed(self, delivery: Delivery, claim: Claim, event: Event | None, now: datetime) -> Reason | None:
+    async def _claimed(self, delivery: Delivery, claim: Claim, event: Found | None, now: datetime) -> Reason | None:
         """Somebody is on it, or was: a lease that has run out leaves an attempt with unknown outcome."""
         if claim.lease_until > now:
             await self.deliveries.postpone([delivery.id], claim.lease_until)
@@ -151,7 +157,7 @@ class Sweep:
         return await self._conclude(delivery, outcome, event, attempt)
 
     async def _conclude(
-        self, delivery: Delivery, outcome: Outcome, event: Event | None, attempt: int | None = None
+        self, delivery: Delivery, outcome: Outcome, event: Found | None, attempt: int | None = None
     ) -> Reason | None:
         number = delivery.attempt if attempt is None else attempt
         now = self.now()
@@ -171,7 +177,7 @@ class Sweep:
         again = delivery.changed(change, now + self.overdue)
         if event is None or not await self.deliveries.record(again, delivery.attempt, [change]):
             return None
-        await self.queue.dispatch(dispatch_of(again, event))
+        await self.queue.dispatch(dispatch_of(again, event.data))
         await self.queue.status(again, change)
         return Reason.OUTCOME_UNKNOWN
 

@@ -131,7 +131,7 @@ async def test_an_outcome_is_recorded_once(stores: Stores) -> None:
         stores.deliveries.record(delivery(1).changed(retry, START), 0, [retry]),
         stores.deliveries.record(other, 0, [retry]),
     )
-    assert outcomes == [False, True]
+    assert list(outcomes) == [False, True]
     assert await stores.deliveries.get("d-1") == after
     assert await stores.deliveries.get("d-2") == other
 

@@ -166,7 +166,7 @@ async def test_bad_messages_are_explained_and_stop_nobody(config: dict[str, Any]
     assert {delivery.reason for delivery in failed} == {Reason.TEMPLATE_ERROR, Reason.DATA_INVALID}
     assert all(delivery.detail for delivery in failed)
     assert await stack.depth("notipy.dead.email") == len(failed)
-    reasons = Counter()
+    reasons: Counter[str] = Counter()
     for _ in range(bad - len(failed)):
         message = await stack.take("notipy.dead.events")
         reasons[str(message.headers["x-notipy-reason"])] += 1

@@ -168,7 +168,7 @@ async def test_an_attachment_is_sent_along(settings: Settings, stack: Stack, smt
         (sent,) = await stack.final(with_file)
         (failed,) = await stack.final(without)
     assert sent.state is State.SENT
-    (part,) = smtp.mails[0].message.iter_attachments()  # type: ignore[attr-defined]
+    (part,) = smtp.mails[0].message.iter_attachments()
     assert part.get_filename() == "invoice.txt"
     assert (failed.state, failed.reason) == (State.FAILED, Reason.ATTACHMENT_REJECTED)
 

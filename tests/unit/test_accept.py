@@ -1,3 +1,4 @@
+import asyncio
 import json
 from datetime import timedelta
 
@@ -5,6 +6,7 @@ import pytest
 
 from domain.accept import Accepted, Duplicate, Rejected, Unmatched
 from domain.event import Incoming
+from domain.ports import StoredEvent
 from domain.vocabulary import EventState, Reason, State
 from tests.fakes import MemoryCatalog
 from tests.unit.world import OVERDUE, SMALL, World, notification
@@ -111,10 +113,27 @@ async def test_ten_thousand_recipients_are_planned_in_batches() -> None:
     people = [{"email": f"user{number}@example.org"} for number in range(10_000)]
     await world.accept(Incoming(json.dumps({"recipients": people}).encode(), KEY, "m-1"))
     assert len(world.deliveries.stored) == len(world.queue.dispatched) == 10_000
-    # an event this large does not travel with each of its deliveries
-    assert world.queue.dispatched[0].event is None
-    await world.deliver(world.queue.dispatched[0])
-    assert len(world.provider.sent) == 1
+    # its recipients make it large, not its data, which travels with each delivery
+    assert world.queue.dispatched[0].event is not None
+
+
+async def test_large_data_does_not_travel_but_is_read_once() -> None:
+    world = World()
+    people = [{"email": f"user{number}@example.org"} for number in range(50)]
+    body = json.dumps({"recipients": people, "data": {"order_id": 1, "text": "x" * 20_000}}).encode()
+    await world.accept(Incoming(body, KEY, "m-1"))
+    reads: list[str] = []
+    real = world.events.get
+
+    async def counted(key: str) -> StoredEvent | None:
+        reads.append(key)
+        return await real(key)
+
+    world.events.get = counted  # type: ignore[method-assign]
+    deliver = world.deliver
+    await asyncio.gather(*(deliver(job) for job in world.queue.dispatched))
+    assert len(world.provider.sent) == 50
+    assert len(reads) == 1
 
 
 async def test_a_definitions_expiry_counts_from_the_events_time() -> None:

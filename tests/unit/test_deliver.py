@@ -76,8 +76,8 @@ async def test_the_last_attempt_gives_up() -> None:
     job = await first(world)
     for _ in range(world.policy.attempts):
         await world.deliver(job)
-        stored = world.deliveries.stored[job.delivery.id]
-        job = job.again(stored)
+        job = job.again(world.deliveries.stored[job.delivery.id])
+    stored = world.deliveries.stored[job.delivery.id]
     assert stored.state is State.FAILED
     assert stored.reason is Reason.TIMEOUT
     assert "gave up after 7 attempts" in str(stored.detail)
@@ -105,7 +105,7 @@ async def test_a_providers_bug_is_an_unknown_outcome_and_tells_no_address() -> N
     stored = world.deliveries.stored[job.delivery.id]
     assert (stored.state, stored.reason) == (State.RETRYING, Reason.INTERNAL_ERROR)
     assert "KeyError" in str(stored.detail)
-    assert "ana@" not in str(stored)[: str(stored).index("recipient=")] + str(stored.detail)
+    assert "ana@" not in str(stored.history)
 
 
 async def test_what_has_expired_is_not_sent() -> None:
@@ -154,7 +154,7 @@ async def test_one_that_wakes_after_its_lease_says_so() -> None:
         await late()
         return await real(message)  # type: ignore[arg-type]
 
-    world.provider.send = slow  # type: ignore[method-assign, assignment]
+    world.provider.send = slow  # type: ignore[method-assign]
     world.clock.advance(timedelta(0))
     world.deliveries.stored[job.delivery.id] = job.delivery.__class__(
         **{name: getattr(job.delivery, name) for name in job.delivery.__dataclass_fields__} | {"due_at": world.clock()}

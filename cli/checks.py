@@ -1,0 +1,160 @@
+"""What `notipy doctor` checks. Each check ends in findings, whatever happens: one failure hides no other."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from cli.failures import CommandFailed
+from cli.session import broker, storage
+from cli.topology import look, told, topology_of
+from config.settings import Settings, SettingsError
+from consumers.app import providers_of
+from consumers.topology import EVENTS
+from domain.failures import DeliveryFailure
+from domain.vocabulary import Channel
+
+if TYPE_CHECKING:
+    from cli.topology import Seen
+    from consumers.app import Stores
+
+PATIENCE = 15.0
+"""Seconds that a provider may take to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found, and what to do next if it is not good."""
+
+    check: str
+    result: Literal["ok", "warning", "failed"]
+    detail: str
+    advice: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return asdict(self)
+
+
+async def check_all(settings: Settings) -> Sequence[Finding]:
+    """Every check, at once; their findings in a fixed order."""
+    channels = [_provider(settings, channel) for channel in settings.channels]
+    found = await asyncio.gather(_broker(settings), _database(settings), *channels)
+    nothing = Finding(
+        "providers", "warning", "no channel has a provider: nothing can be sent", "Set channels.<channel>.providers."
+    )
+    return [finding for findings in found for finding in findings] + ([] if channels else [nothing])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The broker
+# ---------------------------------------------------------------------------------------------------------------
+
+
+async def _broker(settings: Settings) -> Sequence[Finding]:
+    try:
+        async with broker(settings) as connection:
+            version = _version(connection)
+            seen = await look(connection, topology_of(settings))
+    except CommandFailed as failure:
+        return [Finding("broker", "failed", str(failure), failure.hint)]
+    where = settings.masked()["amqp_url"]
+    return [Finding("broker", "ok", f"RabbitMQ {version} at {where}"), _topology(seen), _consumers(seen)]
+
+
+def _version(connection: Any) -> str:
+    properties = getattr(getattr(connection.transport, "connection", None), "server_properties", {})
+    version = properties.get("version", "of an unknown version")
+    return version.decode() if isinstance(version, bytes) else str(version)
+
+
+def _topology(seen: "Sequence[Seen]") -> Finding:
+    wrong = [item for item in seen if item.state != "present"]
+    if not wrong:
+        return Finding("topology", "ok", f"{len(seen)} exchanges and queues are declared")
+    advice = "`notipy topology --declare` declares what is missing, `notipy topology` shows the rest."
+    return Finding("topology", "failed", told(seen, wrong), advice)
+
+
+def _consumers(seen: "Sequence[Seen]") -> Finding:
+    queues = {item.name: item for item in seen if item.kind == "queue"}
+    idle = [
+        name for name, item in queues.items() if name.startswith((EVENTS, "notipy.channel.")) and not item.consumers
+    ]
+    if not idle:
+        return Finding("consumers", "ok", "every queue has a consumer")
+    return Finding(
+        "consumers",
+        "warning",
+        f"nobody consumes {', '.join(idle[:3])}{f' and {len(idle) - 3} more' if idle[3:] else ''}",
+        "Start `notipy run`; without --roles it takes every role.",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The database and the catalog
+# ---------------------------------------------------------------------------------------------------------------
+
+
+async def _database(settings: Settings) -> Sequence[Finding]:
+    try:
+        async with storage(settings) as stores:
+            version, replicas = await stores.database.ping(), await stores.database.replica_set()
+            return [_server(settings, version, replicas), await _catalog(settings, stores)]
+    except CommandFailed as failure:
+        return [Finding("database", "failed", str(failure), failure.hint)]
+
+
+def _server(settings: Settings, version: str, replicas: str | None) -> Finding:
+    where = f"MongoDB {version} at {settings.masked()['mongo_url']}"
+    if replicas:
+        return Finding("database", "ok", f"{where}, replica set {replicas}")
+    return Finding(
+        "database",
+        "warning",
+        f"{where}, a server that stands alone",
+        "Run a replica set, so that what was accepted outlives a machine.",
+    )
+
+
+async def _catalog(settings: Settings, stores: "Stores") -> Finding:
+    await stores.catalog.refresh()
+    current = stores.catalog.current
+    used = {channel for notification in current for channel in notification.definition.channels}
+    if lacking := sorted(used - set(settings.channels)):
+        return Finding(
+            "catalog",
+            "failed",
+            f"its notifications use channels that have no provider: {', '.join(lacking)}",
+            " ".join(f"Set channels.{channel}.providers." for channel in lacking),
+        )
+    if not current:
+        return Finding("catalog", "warning", "no notification is in force", "`notipy apply PATH` puts some in force.")
+    return Finding("catalog", "ok", f"{len(current)} notifications, over {', '.join(sorted(used))}")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The providers
+# ---------------------------------------------------------------------------------------------------------------
+
+
+async def _provider(settings: Settings, channel: Channel) -> Sequence[Finding]:
+    chosen = settings.channels[channel].providers[0]
+    name = f"provider {channel}/{chosen.name}"
+    try:
+        [provider] = providers_of(
+            settings.model_copy(update={"channels": {channel: settings.channels[channel]}})
+        ).values()
+    except SettingsError as error:
+        return [Finding(name, "failed", str(error), "Correct the settings.")]
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return [Finding(name, "ok", f"{chosen.kind}: {await provider.check()}")]
+    except DeliveryFailure as failure:
+        return [
+            Finding(name, "failed", str(failure), f"See that it runs and that channels.{channel}.providers.0 names it.")
+        ]
+    except TimeoutError:
+        return [Finding(name, "failed", f"no answer within {PATIENCE:g} s", "See that it can be reached from here.")]
+    finally:
+        await provider.close()

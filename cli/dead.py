@@ -1,0 +1,274 @@
+"""`notipy dead`: what could not be delivered, and what was no event; looked at, replayed or given up."""
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.failures import CommandGroup
+from cli.options import (
+    DeadState,
+    DeadStateOption,
+    JsonOption,
+    Parked,
+    ParkedOption,
+    ReasonOption,
+    SinceOption,
+    SourceOption,
+    TypeOption,
+    UntilOption,
+)
+from cli.output import Column, counted, hint, json_line, print_table, say, time_text
+from cli.session import core, execute, load
+
+if TYPE_CHECKING:
+    from cli.parked import Chosen, Done
+    from config.settings import Settings
+    from consumers.dead_letters import DeadEvent
+    from domain.delivery import Delivery
+    from domain.vocabulary import Reason
+
+app = typer.Typer(
+    cls=CommandGroup,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    help="What could not be delivered, or used at all: look, replay, give up.",
+)
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many, the oldest first.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
+SHOWN = 20
+"""How many of those that would be treated a dry run shows to a person."""
+
+
+@app.command("list")
+def list_(
+    ctx: typer.Context,
+    channel: ParkedOption = None,
+    reason: ReasonOption = None,
+    source: SourceOption = None,
+    type_: TypeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    state: DeadStateOption = DeadState.FAILED,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the oldest first.")] = 50,
+    body: Annotated[bool, typer.Option("--body", help="With --json: also the events' bodies.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List deliveries that failed, and messages that were no events.
+
+    [bold]Examples[/]
+
+      $ notipy dead list
+      $ notipy dead list --channel email --reason timeout --since 2h
+      $ notipy dead list --channel events --json --body
+    """
+    chosen = _chosen(channel, reason, source, type_, since, until, state, limit)
+    settings = load(ctx)
+    if channel is not Parked.EVENTS:
+        _print_deliveries(*execute(_deliveries(settings, chosen)), as_json, alone=channel is not None)
+    if channel in {None, Parked.EVENTS} and state is DeadState.FAILED:
+        _print_events(*execute(_events(settings, chosen)), as_json, body)
+
+
+@app.command("replay")
+def replay(
+    ctx: typer.Context,
+    channel: ParkedOption = None,
+    reason: ReasonOption = None,
+    source: SourceOption = None,
+    type_: TypeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    state: DeadStateOption = DeadState.FAILED,
+    limit: LimitOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Send failed deliveries again, with all their attempts anew; or publish dead events again.
+
+    Each is replayed once, even by two operators at the same time. Without --channel: the deliveries of every channel,
+    and no events.
+
+    [bold]Examples[/]
+
+      $ notipy dead replay --channel email --reason connection_refused --since 2h --dry-run
+      $ notipy dead replay --channel email --limit 100
+      $ notipy dead replay --channel events --source shop
+    """
+    chosen = _chosen(channel, reason, source, type_, since, until, state, limit)
+    _treat(load(ctx), chosen, "replayed", dry_run, as_json)
+
+
+@app.command("drop")
+def drop(
+    ctx: typer.Context,
+    channel: ParkedOption = None,
+    reason: ReasonOption = None,
+    source: SourceOption = None,
+    type_: TypeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    state: DeadStateOption = DeadState.FAILED,
+    limit: LimitOption = None,
+    dry_run: DryRunOption = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Give failed deliveries up: they end cancelled, and stay in the database. Dead events are deleted.
+
+    Without --channel: the deliveries of every channel, and no events. On a terminal it asks before.
+
+    [bold]Examples[/]
+
+      $ notipy dead drop --channel sms --reason bad_address --dry-run
+      $ notipy dead drop --channel events --until 30d --yes
+    """
+    chosen = _chosen(channel, reason, source, type_, since, until, state, limit)
+    settings = load(ctx)
+    if not dry_run and not yes and sys.stdin.isatty():
+        _confirm(settings, chosen)
+    _treat(settings, chosen, "dropped", dry_run, as_json)
+
+
+def _chosen(
+    channel: Parked | None,
+    reason: "Reason | None",
+    source: str | None,
+    type_: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    state: DeadState,
+    limit: int | None,
+) -> "Chosen":
+    from cli.parked import Chosen
+    from domain.ports import DeadFilter
+    from domain.vocabulary import Channel, State
+
+    events = channel is Parked.EVENTS
+    if events and state is not DeadState.FAILED:
+        raise typer.BadParameter("goes with deliveries, not with --channel events", param_hint="--state")
+    own = Channel(channel) if channel and not events else None
+    return Chosen(events, DeadFilter(State(state), own, reason, source, type_, since, until), limit)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# list
+# ---------------------------------------------------------------------------------------------------------------
+
+
+async def _deliveries(settings: "Settings", chosen: "Chosen") -> "tuple[Sequence[Delivery], int]":
+    from cli.session import storage
+
+    async with storage(settings) as stores:
+        found = [delivery async for delivery in stores.deliveries.dead(chosen.filter, chosen.limit)]
+        return found, await stores.deliveries.count_dead(chosen.filter)
+
+
+async def _events(settings: "Settings", chosen: "Chosen") -> "tuple[Sequence[DeadEvent], int]":
+    from cli.parked import list_events
+
+    async with core(settings) as opened:
+        return await list_events(opened, chosen)
+
+
+def _print_deliveries(deliveries: "Sequence[Delivery]", total: int, as_json: bool, alone: bool) -> None:
+    from cli.delivery_views import record_of
+
+    for delivery in deliveries if as_json else ():
+        json_line(record_of(delivery))
+    if not as_json and deliveries:
+        _print_table(deliveries)
+    elif not deliveries and alone:
+        hint("No dead deliveries.")
+    _print_total(len(deliveries), total, "delivery", "deliveries")
+
+
+def _print_table(deliveries: "Sequence[Delivery]") -> None:
+    from cli.delivery_views import address_of
+
+    columns = (
+        Column("id"),
+        Column("channel"),
+        Column("reason"),
+        Column("failed", rank=1),
+        Column("event", rank=3),
+        Column("recipient", rank=4),
+        Column("detail", rank=2, fold=True),
+    )
+    rows = [
+        (d.id, str(d.channel), str(d.reason), time_text(d.updated_at), f"{d.source}/{d.event_id}", address_of(d),
+         d.detail or "")
+        for d in deliveries
+    ]  # fmt: skip
+    print_table(columns, rows)
+
+
+def _print_events(events: "Sequence[DeadEvent]", total: int, as_json: bool, body: bool) -> None:
+    from cli.parked import event_record, faults_told
+
+    if as_json:
+        for event in events:
+            json_line(event_record(event, body=body))
+    elif events:
+        columns = (Column("dead event"), Column("key"), Column("reason"), Column("parked", rank=1))
+        print_table(
+            (*columns, Column("faults", fold=True)),
+            [
+                (e.message_id or "-", e.routing_key or "-", e.reason, time_text(e.parked_at), faults_told(e))
+                for e in events
+            ],
+        )
+    elif not total:
+        hint("No dead events.")
+    _print_total(len(events), total, "dead event")
+
+
+def _print_total(shown: int, total: int, one: str, many: str = "") -> None:
+    if total > shown:
+        hint(f"{shown} of {counted(total, one, many)}: more with --limit.")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# replay and drop
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _confirm(settings: "Settings", chosen: "Chosen") -> None:
+    number = execute(_count(settings, chosen))
+    what = counted(number, "dead event") if chosen.events else counted(number, "delivery", "deliveries")
+    consequence = "They are deleted." if chosen.events else "They are not sent any more."
+    if number:
+        typer.confirm(f"Drop {what}? {consequence}", abort=True)
+
+
+async def _count(settings: "Settings", chosen: "Chosen") -> int:
+    from cli.parked import count
+
+    async with core(settings) as opened:
+        return await count(opened, chosen)
+
+
+def _treat(settings: "Settings", chosen: "Chosen", action: str, dry_run: bool, as_json: bool) -> None:
+    done = execute(_carry_out(settings, chosen, action, dry_run, as_json))
+    if not as_json:
+        _print_done(done, action, dry_run, chosen.events)
+    if done.failed:
+        raise typer.Exit(1)
+
+
+async def _carry_out(settings: "Settings", chosen: "Chosen", action: str, dry_run: bool, as_json: bool) -> "Done":
+    from cli.parked import Report, treat
+
+    async with core(settings) as opened:
+        return await treat(opened, chosen, action, Report(as_json, SHOWN if dry_run else 0), dry_run=dry_run)
+
+
+def _print_done(done: "Done", action: str, dry_run: bool, events: bool) -> None:
+    what = counted(done.treated, "dead event") if events else counted(done.treated, "delivery", "deliveries")
+    say(f"{what} {'would be ' if dry_run else ''}{action}.")
+    for why, number in done.skipped.most_common():
+        say(f"{counted(number, 'other')} left alone: {why}.")
+    if done.removed:
+        hint(f"{counted(done.removed, 'message')} removed from the dead-letter queues.")

@@ -1,0 +1,150 @@
+"""`notipy deliveries`: what became of each delivery."""
+
+import asyncio
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.failures import BadInput, CommandFailed, CommandGroup
+from cli.inputs import cursor_of, read_cursor
+from cli.options import ChannelOption, JsonOption, StateOption
+from cli.output import hint, json_line, say
+from cli.session import core, execute, load, storage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from config.settings import Settings
+    from domain.delivery import Delivery
+    from domain.operate import Refused
+    from storage.deliveries import DeliveryFilter
+
+app = typer.Typer(cls=CommandGroup, rich_markup_mode="rich", no_args_is_help=True, help="What became of each delivery.")
+
+
+@app.command("list")
+def list_(
+    ctx: typer.Context,
+    event: Annotated[
+        tuple[str, str] | None, typer.Option("--event", metavar="SOURCE ID", help="Only this event's.")
+    ] = None,
+    channel: ChannelOption = None,
+    state: StateOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many.")] = 50,
+    after: Annotated[
+        tuple[datetime, str] | None,
+        typer.Option("--after", parser=read_cursor, metavar="CURSOR", help="Go on after the page that ended so."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List deliveries, the newest first.
+
+    [bold]Examples[/]
+
+      $ notipy deliveries list --event shop ord-1042-shipped
+      $ notipy deliveries list --channel email --state failed --limit 20
+      $ notipy deliveries list --state held --json | jq .due_at
+    """
+    from domain.event import event_key
+    from storage.deliveries import DeliveryFilter
+
+    settings = load(ctx)
+    chosen = DeliveryFilter(event_key(*event) if event else None, channel, state, after)
+    page = execute(_page(settings, chosen, limit))
+    _print(page, as_json)
+    if len(page) == limit:
+        last = page[-1]
+        hint(f"There may be more: --after {cursor_of(last.created_at, last.id)}")
+
+
+async def _page(settings: "Settings", chosen: "DeliveryFilter", limit: int) -> "Sequence[Delivery]":
+    async with storage(settings) as stores:
+        return await stores.deliveries.page(chosen, limit)
+
+
+def _print(page: "Sequence[Delivery]", as_json: bool) -> None:
+    from cli.delivery_views import print_deliveries, record_of
+
+    if as_json:
+        for delivery in page:
+            json_line(record_of(delivery))
+    elif page:
+        print_deliveries(page)
+    else:
+        hint("No deliveries.")
+
+
+@app.command("show")
+def show(
+    ctx: typer.Context,
+    delivery_id: Annotated[str, typer.Argument(metavar="ID", help="The delivery's id.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show one delivery with everything that happened to it.
+
+    [bold]Examples[/]
+
+      $ notipy deliveries show 0c6f1a52-5a0e-5b7e-8d0c-6a3c6e2f9b11
+      $ notipy deliveries show 0c6f1a52-5a0e-5b7e-8d0c-6a3c6e2f9b11 --json | jq .history
+    """
+    from cli.delivery_views import print_delivery, whole_record_of
+
+    delivery = execute(_current(load(ctx), delivery_id))
+    if delivery is None:
+        raise CommandFailed(f"There is no delivery {delivery_id}.", "`notipy deliveries list` shows their ids.")
+    if as_json:
+        json_line(whole_record_of(delivery))
+    else:
+        print_delivery(delivery)
+
+
+async def _current(settings: "Settings", delivery_id: str) -> "Delivery | None":
+    async with storage(settings) as stores:
+        return await stores.deliveries.current(delivery_id)
+
+
+@app.command("cancel")
+def cancel(
+    ctx: typer.Context,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The deliveries' ids; - reads them from stdin.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Stop deliveries that are queued, held or waiting for another attempt.
+
+    One that is being sent at this moment, or is final, stays as it is: that is told, and the exit code is 1.
+
+    [bold]Examples[/]
+
+      $ notipy deliveries cancel 0c6f1a52-5a0e-5b7e-8d0c-6a3c6e2f9b11
+      $ notipy deliveries list --state held --json | jq -r .id | notipy deliveries cancel -
+    """
+    outcomes = execute(_cancel(load(ctx), _ids(ids)))
+    for delivery_id, why in outcomes:
+        if as_json:
+            json_line({"id": delivery_id, "action": "refused" if why else "cancelled", "why": why})
+        else:
+            say(f"{delivery_id}  {f'not cancelled: {why}' if why else 'cancelled'}")
+    if any(why for _, why in outcomes):
+        raise typer.Exit(1)
+
+
+def _ids(given: list[str]) -> list[str]:
+    if given != ["-"]:
+        return given
+    ids = typer.get_text_stream("stdin").read().split()
+    if not ids:
+        raise BadInput("ID: standard input names none")
+    return ids
+
+
+async def _cancel(settings: "Settings", ids: list[str]) -> list[tuple[str, str | None]]:
+    async with core(settings) as opened:
+        window = asyncio.Semaphore(50)
+
+        async def one(delivery_id: str) -> "Delivery | Refused":
+            async with window:
+                return await opened.operate.cancel(delivery_id)
+
+        outcomes = await asyncio.gather(*map(one, ids))
+    return [(delivery_id, getattr(outcome, "why", None)) for delivery_id, outcome in zip(ids, outcomes, strict=True)]

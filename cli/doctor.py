@@ -1,0 +1,75 @@
+"""`notipy doctor`: the effective settings, and whether everything that they name can be used."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.text import Text
+
+from cli.options import JsonOption
+from cli.output import hint, json_line, plain, say, stdout
+from cli.session import execute, load
+
+if TYPE_CHECKING:
+    from cli.checks import Finding
+    from config.settings import Settings
+
+_SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", "bold red")}
+
+
+def doctor(ctx: typer.Context, as_json: JsonOption = False) -> None:
+    """Print the effective settings, secrets masked, and check what they name.
+
+    The broker and its topology, the database, every provider (without sending anything), and the catalog. For each
+    failure it says what to do next; the exit code is then 1.
+
+    [bold]Examples[/]
+
+      $ notipy doctor
+      $ notipy doctor --json | jq 'select(.result == "failed")'
+    """
+    from cli.checks import check_all
+
+    settings = load(ctx)
+    masked = settings.masked()
+    if as_json:
+        json_line({"check": "settings", "result": "ok", "file": _file(settings), "settings": masked})
+    else:
+        _print_settings(_file(settings), masked)
+    findings = execute(check_all(settings))
+    for finding in findings:
+        if as_json:
+            json_line(finding.record())
+        else:
+            _print_finding(finding)
+    _conclude(findings, as_json)
+
+
+def _file(settings: "Settings") -> str | None:
+    return str(settings.file) if settings.file else None
+
+
+def _print_settings(file: str | None, masked: dict[str, Any]) -> None:
+    import yaml
+
+    say(Text(f"Settings from {file or 'the environment and defaults (no notipy.yaml was found)'}", style="bold"))
+    text = yaml.safe_dump(masked, allow_unicode=True, sort_keys=False)
+    say("".join(f"  {line}\n" for line in text.splitlines()))
+
+
+def _print_finding(finding: "Finding") -> None:
+    sign, style = _SIGNS[finding.result]
+    stdout().print(
+        Text.assemble((f"{sign} ", style), (f"{finding.check}: ", "bold"), plain(finding.detail)), soft_wrap=True
+    )
+    if finding.advice:
+        stdout().print(Text(f"  → {plain(finding.advice)}"), soft_wrap=True)
+
+
+def _conclude(findings: "Sequence[Finding]", as_json: bool) -> None:
+    failed = sum(finding.result == "failed" for finding in findings)
+    if failed:
+        hint(f"{failed} of {len(findings)} checks failed.")
+        raise typer.Exit(1)
+    if not as_json:
+        say("\nEverything can be used.")

@@ -1,0 +1,296 @@
+"""Replaying and dropping dead letters by the thousand, in bounded memory.
+
+Deliveries are dead in MongoDB; the messages in `notipy.dead.<channel>` only show them, and are cleared away
+afterwards. Events are dead in `notipy.dead.events` alone: one leaves it after its republishing was confirmed.
+"""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from aio_pika.abc import AbstractIncomingMessage
+
+from cli.events import body_values
+from cli.output import json_line, say, stderr
+from consumers import codec
+from consumers.app import Core
+from consumers.dead_letters import DeadEvent, dead_event, walk
+from consumers.topology import DEAD_EVENTS, dead_queue
+from domain.delivery import Delivery
+from domain.operate import Refused
+from domain.ports import DeadFilter
+from domain.vocabulary import Channel, Reason, State
+
+CONCURRENCY = 50
+"""Deliveries replayed at once: the database groups their writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which dead letters are meant: events, or the deliveries of a filter; at most `limit`."""
+
+    events: bool
+    filter: DeadFilter
+    limit: int | None
+
+
+@dataclass(slots=True)
+class Done:
+    """What was done, and what was left alone and why. `removed`: messages cleared from the dead-letter queues."""
+
+    treated: int = 0
+    failed: int = 0
+    removed: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class Report:
+    """Tells of each item: as JSON always, to a person of the first `shown` only."""
+
+    as_json: bool
+    shown: int
+
+    def treated(self, line: str, **record: Any) -> None:
+        """One item that was, or would be, treated."""
+        if self.as_json:
+            json_line(record)
+        elif self.shown > 0:
+            self.shown -= 1
+            say(line)
+
+    def skipped(self, **record: Any) -> None:
+        """One item that was left alone."""
+        if self.as_json:
+            json_line({**record, "action": "skipped"})
+
+
+async def count(core: Core, chosen: Chosen) -> int:
+    """How many there are, up to the limit."""
+    if chosen.events:
+        return (await list_events(core, replace(chosen, limit=0)))[1]
+    found = await core.deliveries.count_dead(chosen.filter)
+    return min(found, chosen.limit or found)
+
+
+async def treat(core: Core, chosen: Chosen, action: str, report: Report, *, dry_run: bool) -> Done:
+    """Replay (`action` is `replayed`) or drop (`dropped`) what was chosen."""
+    if chosen.events:
+        return await _treat_events(core, chosen, action, report, dry_run)
+    done = Done()
+    if dry_run:
+        async for delivery in core.deliveries.dead(chosen.filter, chosen.limit):
+            _treated(done, report, delivery, action)
+        return done
+    with progress(action, await count(core, chosen)) as advance:
+        await _each(core, chosen, _operation(core, action, report, done, advance))
+    if chosen.filter.state is State.FAILED and done.treated:  # unknown ones were never parked
+        done.removed = await clear(core, chosen.filter.channel, done.treated)
+    return done
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Deliveries
+# ---------------------------------------------------------------------------------------------------------------
+
+Operation = Callable[[Delivery], Awaitable[None]]
+
+
+def _operation(core: Core, action: str, report: Report, done: Done, advance: Callable[[int], None]) -> Operation:
+    carry_out = core.operate.replay if action == "replayed" else core.operate.drop
+
+    async def one(delivery: Delivery) -> None:
+        after = await carry_out(delivery)
+        if isinstance(after, Refused):
+            done.skipped[after.why] += 1
+            report.skipped(id=delivery.id, why=after.why)
+        else:
+            _treated(done, report, after, action)
+        advance(1)
+
+    return one
+
+
+def _treated(done: Done, report: Report, delivery: Delivery, action: str) -> None:
+    done.treated += 1
+    about = f"{delivery.id}  {delivery.channel}  {delivery.reason}  {delivery.source}/{delivery.event_id}"
+    report.treated(about, id=delivery.id, action=action, channel=str(delivery.channel), epoch=delivery.epoch)
+
+
+async def _each(core: Core, chosen: Chosen, operation: Operation) -> None:
+    """The operation on every chosen delivery, a few at a time; no more of them are held than that."""
+    deliveries = core.deliveries.dead(chosen.filter, chosen.limit)
+    turn = asyncio.Lock()
+
+    async def work() -> None:
+        while (delivery := await _next(deliveries, turn)) is not None:
+            await operation(delivery)
+
+    await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
+
+
+async def _next(deliveries: AsyncIterator[Delivery], turn: asyncio.Lock) -> Delivery | None:
+    async with turn:
+        return await anext(deliveries, None)
+
+
+class _Enough(Exception):
+    """Every message that was looked for is gone: the rest of the queue need not be walked."""
+
+
+async def clear(core: Core, channel: Channel | None, wanted: int) -> int:
+    """Remove the messages whose delivery is not failed any more, or has been replayed since; about `wanted` of them."""
+    removed = 0
+
+    async def decide(batch: Sequence[AbstractIncomingMessage]) -> Sequence[bool]:
+        nonlocal removed
+        if removed >= wanted:
+            raise _Enough
+        stale = await _stale(core, batch)
+        removed += sum(stale)
+        return stale
+
+    queues = [dead_queue(own) for own in Channel if channel in {None, own}]
+    for queue in queues:
+        waiting = (await core.publisher.counts(queue) or (0, 0))[0]
+        with progress(f"clearing {queue}", waiting) as advance, suppress(_Enough):
+            if waiting:
+                await walk(core.connection, queue, decide, advance)
+    return removed
+
+
+async def _stale(core: Core, batch: Sequence[AbstractIncomingMessage]) -> Sequence[bool]:
+    ids = [str(message.headers.get(codec.DELIVERY)) for message in batch]
+    standing = await core.deliveries.standing(sorted(set(ids)))
+    return [_is_stale(message, standing.get(own)) for message, own in zip(batch, ids, strict=True)]
+
+
+def _is_stale(message: AbstractIncomingMessage, standing: tuple[State, int] | None) -> bool:
+    """A message of an unknown delivery stays: it is all that there is of it."""
+    return standing is not None and standing != (State.FAILED, message.headers.get(codec.EPOCH))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Events
+# ---------------------------------------------------------------------------------------------------------------
+
+
+async def list_events(core: Core, chosen: Chosen) -> tuple[list[DeadEvent], int]:
+    """The first of the dead events that were chosen, and how many there are."""
+    found: list[DeadEvent] = []
+    total = 0
+
+    async def look(batch: Sequence[AbstractIncomingMessage]) -> Sequence[bool]:
+        nonlocal total
+        matching = [event for event in map(dead_event, batch) if meant(event, chosen.filter)]
+        total += len(matching)
+        found.extend(matching if chosen.limit is None else matching[: max(0, chosen.limit - len(found))])
+        return [False] * len(batch)
+
+    await walk(core.connection, DEAD_EVENTS, look)
+    return found, total
+
+
+async def _treat_events(core: Core, chosen: Chosen, action: str, report: Report, dry_run: bool) -> Done:
+    done = Done()
+
+    async def one(event: DeadEvent) -> bool:
+        if not meant(event, chosen.filter) or (chosen.limit is not None and done.treated >= chosen.limit):
+            return False
+        key = key_of(event)
+        if action == "replayed" and isinstance(key, Refused):
+            done.skipped[key.why] += 1
+            report.skipped(message_id=event.message_id, why=key.why)
+            return False
+        done.treated += 1
+        about = f"{event.message_id or '-'}  {event.routing_key or '-'}  {event.reason}"
+        report.treated(about, message_id=event.message_id, action=action, routing_key=event.routing_key)
+        if isinstance(key, str) and action == "replayed" and not dry_run:
+            await core.publisher.event(key, event.body, event.message_id)
+        return not dry_run
+
+    async def decide(batch: Sequence[AbstractIncomingMessage]) -> Sequence[bool]:
+        return await asyncio.gather(*(one(dead_event(message)) for message in batch))
+
+    waiting = (await core.publisher.counts(DEAD_EVENTS) or (0, 0))[0]
+    with progress("looking through dead events", waiting) as advance:
+        done.removed = await walk(core.connection, DEAD_EVENTS, decide, advance)
+    return done
+
+
+def meant(event: DeadEvent, chosen: DeadFilter) -> bool:
+    """Whether a filter means this event; source and type are those of its routing key."""
+    source, _, kind = (event.routing_key or "").partition(".")
+    at = event.parked_at
+    return (
+        (chosen.reason is None or event.reason == chosen.reason)
+        and (chosen.source is None or source == chosen.source)
+        and (chosen.type is None or kind == chosen.type)
+        and (chosen.since is None or (at is not None and at >= chosen.since))
+        and (chosen.until is None or (at is not None and at <= chosen.until))
+    )
+
+
+def key_of(event: DeadEvent) -> str | Refused:
+    """The key under which an event is published again: its own, or what its body says."""
+    if event.reason == Reason.BAD_COMMAND:
+        return Refused("it is a command, not an event")
+    if event.routing_key:
+        return event.routing_key
+    try:
+        body = json.loads(event.body)
+        return f"{body['source']}.{body['type']}"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return Refused("it has no routing key, and its body names no source and type")
+
+
+def faults_told(event: DeadEvent) -> str:
+    """The faults of an event in a line."""
+    faults = _faults(event)
+    if isinstance(faults, str):
+        return faults
+    return "; ".join(
+        f"{fault['field']}: {fault['fault']}" if fault.get("field") else fault["fault"] for fault in faults
+    )
+
+
+def event_record(event: DeadEvent, *, body: bool) -> dict[str, Any]:
+    """The event as `--json` prints it; `detail` is a list of faults."""
+    return {
+        "channel": "events",
+        "message_id": event.message_id,
+        "routing_key": event.routing_key,
+        "reason": event.reason,
+        "detail": _faults(event),
+        "parked_at": event.parked_at,
+        "bytes": event.size,
+    } | (body_values(event.body) if body else {})
+
+
+def _faults(event: DeadEvent) -> list[dict[str, str]] | str:
+    """As they were written, or the text itself: a long list is cut off in the header."""
+    try:
+        faults = json.loads(event.detail)
+    except ValueError:
+        return event.detail
+    usable = isinstance(faults, list) and all(isinstance(fault, dict) and "fault" in fault for fault in faults)
+    return faults if usable else event.detail
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error while the block lasts, where that is a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    screen = stderr()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda number: bar.advance(task, number)

@@ -1,0 +1,153 @@
+"""`notipy render`: what a notification would say, without sending it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from cli.catalog import one, read_catalog
+from cli.failures import BadInput, CommandFailed
+from cli.inputs import read_document
+from cli.options import JsonOption
+from cli.output import hint, json_line, say
+from cli.session import execute, load
+from domain.vocabulary import Channel
+
+if TYPE_CHECKING:
+    from config.settings import Settings
+    from domain.notification import Definition
+
+EXAMPLE_RECIPIENT: Mapping[str, Any] = {
+    "id": "user-7",
+    "name": "Ana Example",
+    "email": "ana@example.org",
+    "phone": "+4915112345678",
+    "locale": "en",
+}
+"""Whom a preview speaks to where no recipient is given."""
+
+
+def render(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The notification's name.")],
+    channel: Annotated[Channel, typer.Option("--channel", help="The channel whose words are shown.")],
+    data: Annotated[
+        str, typer.Option("--data", metavar="JSON|@FILE|-", help="The event's data: JSON, @file, or - for stdin.")
+    ] = "{}",
+    recipient: Annotated[
+        str | None, typer.Option("--recipient", metavar="JSON|@FILE", help="The recipient; an example by default.")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, help="This version, by default the one in force.")
+    ] = None,
+    catalog: Annotated[
+        Path | None, typer.Option("--catalog", metavar="PATH", help="Take it from these files instead of the database.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Preview a notification; nothing is sent.
+
+    Data that the notification would refuse is told, with every field's fault, and the exit code is 1.
+
+    [bold]Examples[/]
+
+      $ notipy render order-shipped --channel email --data '{"order_id": 1042, "carrier": "DHL"}'
+      $ notipy render order-shipped --channel sms --data @order.json --recipient '{"name": "Ana"}'
+      $ notipy render order-shipped --channel email --data - --catalog examples/catalog < order.json
+    """
+    values = read_document(data, "--data")
+    whom = read_document(recipient, "--recipient") if recipient else dict(EXAMPLE_RECIPIENT)
+    definition = _chosen(catalog, name) if catalog else execute(_stored(load(ctx), name, version))
+    fields = rendered(definition, channel, values, whom)
+    if as_json:
+        json_line({"name": name, "channel": str(channel), **fields})
+    else:
+        _print(fields)
+
+
+def _chosen(catalog: Path, name: str) -> "Definition":
+    definitions = read_catalog([catalog]).definitions
+    if name not in definitions:
+        raise CommandFailed(f"{catalog} defines no {name}.", f"It defines: {', '.join(sorted(definitions))}.")
+    return definitions[name]
+
+
+async def _stored(settings: "Settings", name: str, version: int | None) -> "Definition":
+    return (await one(settings, name, version)).definition
+
+
+def rendered(
+    definition: "Definition", channel: Channel, data: Mapping[str, Any], recipient: Mapping[str, Any]
+) -> Mapping[str, str]:
+    """The fields as a provider is given them.
+
+    Raises:
+        BadInput: the recipient is none.
+        CommandFailed: the channel is not the notification's, or the data is not what the notification needs.
+    """
+    from channels.rendering import TemplateRenderer
+    from domain.ports import TemplateError
+
+    if channel not in definition.channels:
+        raise CommandFailed(f"{definition.name} has no {channel}.", f"It has: {', '.join(definition.channels)}.")
+    whom = _recipient(recipient)
+    renderer, content = TemplateRenderer(), definition.channels[channel]
+    faults = [*_data_faults(definition, data), *_lacking(renderer.missing(channel, content, data))]
+    if faults:
+        raise CommandFailed("The data cannot be used:\n" + "\n".join(f"  {fault}" for fault in dict.fromkeys(faults)))
+    try:
+        return renderer.render(channel, content, _context(definition, data, whom))
+    except TemplateError as error:
+        raise CommandFailed(f"The template cannot be rendered with this data: {error}") from None
+
+
+def _data_faults(definition: "Definition", data: Mapping[str, Any]) -> Iterator[str]:
+    from channels.schema import JsonSchemaCheck
+
+    yield from _lacking(name for name in definition.required if name not in data)
+    yield from map(str, JsonSchemaCheck().faults(definition, data))
+
+
+def _lacking(names: Any) -> Iterator[str]:
+    return (f"data.{name}: is missing" for name in names)
+
+
+def _recipient(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipient as templates see it; a preview does not need an address."""
+    from pydantic import ValidationError
+
+    from domain.event import Recipient
+    from domain.text import describe, faults_of
+
+    try:
+        document = Recipient.model_validate({"id": "preview", **given}).document()
+    except ValidationError as error:
+        raise BadInput(f"--recipient: {describe(faults_of(error))}") from None
+    return {name: value for name, value in document.items() if name in given}
+
+
+def _context(definition: "Definition", data: Mapping[str, Any], recipient: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What templates see, of an event that might have been."""
+    from datetime import UTC, datetime
+
+    source, _, kind = definition.on.replace("*", "any").replace("#", "any").partition(".")
+    event = {"id": "preview", "source": source, "type": kind or "any", "time": datetime.now(UTC).isoformat()}
+    return {**data, "data": data, "event": event, "recipient": recipient}
+
+
+def _print(fields: Mapping[str, str]) -> None:
+    for name, value in fields.items():
+        say(Text(name, style="bold cyan"))
+        say(_indented(value) + "\n")
+    hint("Nothing was sent.")
+
+
+def _indented(value: str) -> str:
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return value
+    return json.dumps(parsed, indent=2, ensure_ascii=False) if isinstance(parsed, dict | list) else value

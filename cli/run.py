@@ -1,0 +1,138 @@
+"""`notipy run`: consume until told to stop."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.failures import BadInput, CommandFailed
+from cli.options import Globals
+from cli.session import load
+
+if TYPE_CHECKING:
+    from config.settings import Settings
+
+
+def run(
+    ctx: typer.Context,
+    roles: Annotated[
+        str | None,
+        typer.Option("--roles", metavar="ROLE,...", help="events, channels' names, sweeper; by default all of them."),
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, max=256, help="Processes, each with all the roles.")] = 1,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Start private servers too, for development; keeps their data.")
+    ] = False,
+    worker: Annotated[
+        int | None, typer.Option("--worker", hidden=True, help="The supervisor's: which one it is.")
+    ] = None,
+) -> None:
+    """Take events, deliver them, and look after what is overdue, until Ctrl-C or SIGTERM.
+
+    Stopping waits for what is in progress, for the setting [bold]grace[/] at most; a second Ctrl-C exits at once.
+
+    [bold]Examples[/]
+
+      $ notipy run
+      $ notipy run --roles events,sweeper
+      $ notipy run --roles email --workers 4
+      $ notipy run --embedded
+    """
+    chosen = _roles(roles)
+    if embedded:
+        _run_embedded(ctx, alone=chosen is None and workers == 1)
+        return
+    settings = load(ctx)
+    _configure_logging(settings, worker)
+    if workers > 1:
+        from consumers.supervisor import supervise
+
+        raise typer.Exit(_in_loop(supervise(settings, chosen, workers)))
+    raise typer.Exit(_in_loop(_consume(settings, chosen, serve_page=worker is None)))
+
+
+def _roles(given: str | None) -> list[str] | None:
+    if given is None:
+        return None
+    roles = [role for role in (part.strip() for part in given.split(",")) if role]
+    if not roles:
+        raise typer.BadParameter("names no role", param_hint="--roles")
+    return roles
+
+
+def _run_embedded(ctx: typer.Context, *, alone: bool) -> None:
+    from cli.demo import run_embedded
+
+    chosen = ctx.find_root().obj
+    if not alone or (isinstance(chosen, Globals) and chosen.config):
+        raise typer.BadParameter("goes without --config, --roles and --workers", param_hint="--embedded")
+    run_embedded()
+
+
+def _configure_logging(settings: "Settings", worker: int | None) -> None:
+    from config.logging import configure_logging
+
+    configure_logging(settings.logging, **({} if worker is None else {"worker": worker}))
+
+
+def _in_loop(work: Coroutine[Any, Any, int]) -> int:
+    """Run on uvloop, where there is one.
+
+    Raises:
+        BadInput: a role or a provider of the settings is not one.
+        CommandFailed: the metrics' port is taken, or the topology exists with other arguments.
+    """
+    from aio_pika.exceptions import ChannelPreconditionFailed
+
+    from config.settings import SettingsError
+
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(work)
+    except SettingsError as error:
+        raise BadInput(str(error)) from None
+    except ChannelPreconditionFailed as error:
+        raise CommandFailed(
+            f"RabbitMQ: {error}", "`notipy topology --check` shows what was declared otherwise."
+        ) from None
+    except OSError as error:
+        raise CommandFailed(str(error), "Is the port taken? metrics.port sets another, null none.") from None
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _consume(settings: "Settings", roles: Sequence[str] | None, *, serve_page: bool) -> int:
+    """Consume until SIGTERM or SIGINT."""
+    from consumers.app import running
+
+    stopping = asyncio.Event()
+    consuming = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if stopping.is_set():  # the second time it is meant at once
+            os._exit(130)
+        stopping.set()
+        if consuming is not None and not started:
+            consuming.cancel()
+
+    started = False
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        async with running(settings, roles, serve_page=serve_page):
+            started = True
+            await stopping.wait()
+    except asyncio.CancelledError:  # told to stop while it still waited for its servers
+        if not stopping.is_set():
+            raise
+    return 0

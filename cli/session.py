@@ -1,0 +1,139 @@
+"""What a command works with: the settings, MongoDB alone, or MongoDB and RabbitMQ. Nothing here outlives a command.
+
+Heavy modules are imported inside functions, so that `notipy --help` answers at once.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+from cli.failures import BadInput, CommandFailed
+from cli.options import Globals
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractConnection
+
+    from config.settings import Settings
+    from consumers.app import Core, Stores
+
+T = TypeVar("T")
+START_SERVERS = "`notipy run --embedded` starts private ones for development; `notipy doctor` checks everything."
+
+
+def execute(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's work to its end."""
+    return asyncio.run(work)
+
+
+def load(ctx: typer.Context) -> "Settings":
+    """The settings that the command line and the environment name.
+
+    Raises:
+        BadInput: they cannot be used; it says which setting and what it should be.
+    """
+    from config.logging import configure_logging
+    from config.settings import LoggingSettings, SettingsError, load_settings
+
+    chosen = ctx.find_root().obj
+    configure_logging(LoggingSettings(level="warning"))
+    try:
+        return load_settings(chosen.config if isinstance(chosen, Globals) else None)
+    except SettingsError as error:
+        raise BadInput(str(error)) from None
+
+
+@asynccontextmanager
+async def storage(settings: "Settings") -> AsyncIterator["Stores"]:
+    """MongoDB.
+
+    Raises:
+        CommandFailed: it cannot be reached, or refuses.
+    """
+    from consumers.app import open_storage
+
+    with _database_told(settings):
+        async with open_storage(settings) as stores:
+            yield stores
+
+
+@asynccontextmanager
+async def core(settings: "Settings") -> AsyncIterator["Core"]:
+    """MongoDB and RabbitMQ, indexes and topology declared.
+
+    Raises:
+        CommandFailed: one of them cannot be reached, or refuses.
+    """
+    from consumers.app import open_core
+
+    with _database_told(settings), _broker_told(settings):
+        async with open_core(settings) as opened:
+            yield opened
+
+
+@asynccontextmanager
+async def broker(settings: "Settings") -> AsyncIterator["AbstractConnection"]:
+    """A connection to RabbitMQ; nothing is declared.
+
+    Raises:
+        CommandFailed: it cannot be reached, or refuses.
+    """
+    import aio_pika
+
+    from consumers.app import amqp_url
+
+    with _broker_told(settings):
+        connection = await aio_pika.connect(
+            amqp_url(settings), timeout=10, client_properties={"connection_name": "notipy cli"}
+        )
+        async with connection:
+            yield connection
+
+
+@contextmanager
+def _database_told(settings: "Settings") -> Iterator[None]:
+    from storage.database import DatabaseError
+
+    try:
+        yield
+    except DatabaseError as error:
+        raise database_failure(settings, error) from None
+
+
+@contextmanager
+def _broker_told(settings: "Settings") -> Iterator[None]:
+    from consumers.publisher import OUTAGES
+
+    try:
+        yield
+    except (*OUTAGES, OSError) as error:
+        raise broker_failure(settings, error) from None
+
+
+def database_failure(settings: "Settings", error: Exception) -> CommandFailed:
+    """What is told of an error of MongoDB or its client."""
+    url = settings.masked()["mongo_url"]
+    return CommandFailed(
+        f"MongoDB at {url}: {_shortened(error)}",
+        f"See that it runs and that mongo_url (NOTIPY_MONGO_URL) names it. {START_SERVERS}",
+    )
+
+
+def broker_failure(settings: "Settings", error: Exception) -> CommandFailed:
+    """What is told of an error of RabbitMQ or its client."""
+    from aio_pika.exceptions import ChannelPreconditionFailed
+
+    url = settings.masked()["amqp_url"]
+    if isinstance(error, ChannelPreconditionFailed):
+        advice = "Something of that name was declared otherwise: `notipy topology --check` shows what."
+    else:
+        advice = f"See that it runs and that amqp_url (NOTIPY_AMQP_URL) names it. {START_SERVERS}"
+    return CommandFailed(f"RabbitMQ at {url}: {_shortened(error)}", advice)
+
+
+def _shortened(error: Exception) -> str:
+    """The error's first sentence: a driver's own words go on with the state of its whole topology."""
+    text = str(error).split(", Timeout:")[0].split(", full error:")[0].splitlines()
+    return (text[0] if text else "")[:300] or type(error).__name__

@@ -1,0 +1,676 @@
+"""What every provider promises, over real conversations; then what each adds."""
+
+import asyncio
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from aiohttp import web
+from pydantic import Base64Bytes
+from standardwebhooks import Webhook
+
+from channels.registry import KINDS, make_provider
+from domain.event import Attachment
+from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
+from domain.message import Message
+from domain.ports import Provider
+from domain.vocabulary import Channel, Reason
+from tests.contract.peers import ScriptedSmtp, http_server, password_is, real_smtp, scripted_smtp, serving
+from tests.waiting import eventually
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+OTHER_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+CREATED = datetime(2026, 11, 22, 17, 0, tzinfo=UTC)
+ADDRESS = "ana.private@example.org"
+
+
+def email(number: int = 1, *, to: str = ADDRESS, **fields: Any) -> Message:
+    content = {"subject": "Order 1042 shipped – ü", "text": "Grüße\n.dots\n", "html": "<p>Grüße</p>"}
+    return Message(
+        delivery_id=f"d{number}",
+        idempotency_key=f"d{number}/1",
+        channel=Channel.EMAIL,
+        recipient={"email": to, "name": "Ána, the 1st"},
+        content=fields.pop("content", content),
+        created_at=CREATED,
+        **fields,
+    )
+
+
+def hook(url: str, payload: str = '{"order":"ü"}') -> Message:
+    return Message("d1", "d1/1", Channel.WEBHOOK, {"webhook": url}, {"payload": payload}, CREATED)
+
+
+def smtp(port: int, query: str = "", login: str = "", **options: Any) -> Provider:
+    url = f"smtp://{login}localhost:{port}{query}".replace("localhost", "127.0.0.1" if not query else "localhost")
+    return make_provider(
+        Channel.EMAIL,
+        "primary",
+        "smtp",
+        {"url": url, "from": "Shop <no-reply@shop.example>", "timeout": "5s"} | options,
+    )
+
+
+def webhooks(**options: Any) -> Provider:
+    settings = {"secret": SECRET, "allow_private": True, "timeout": "5s"} | options
+    return make_provider(Channel.WEBHOOK, "hooks", "webhook", settings)
+
+
+async def failure_of(provider: Provider, message: Message) -> DeliveryFailure:
+    with pytest.raises(DeliveryFailure) as caught:
+        await provider.send(message)
+    return caught.value
+
+
+# --- the same for every provider that talks to a server ------------------------------------------------------------
+
+Talk = Any
+
+
+async def _hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def _say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(1_000_000)
+    await asyncio.sleep(60)
+
+
+async def _lose_after_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+class Case:
+    """A kind of provider, and how its server behaves in each case."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def provider(self, port: int, **options: Any) -> tuple[Provider, Message]:
+        if self.kind == "smtp":
+            return smtp(port, **options), email()
+        return webhooks(**options), hook(f"http://127.0.0.1:{port}/hook?token=sesame")
+
+    @asynccontextmanager
+    async def server(self, behaviour: str) -> AsyncIterator[int]:
+        if self.kind == "smtp":
+            replies: Mapping[str, dict[str, list[str | None]]] = {
+                "accepts": {},
+                "transient": {"RCPT": [f"451 4.3.0 <{ADDRESS}> try later"]},
+                "permanent": {"RCPT": [f"550 5.1.1 <{ADDRESS}>: no such user"]},
+                "silent": {"BODY": [None]},
+                "lost after": {"BODY": [""]},
+                "lost within": {"BODY_READ": [""]},
+            }
+            async with scripted_smtp(**replies[behaviour]) as script:
+                yield script.port
+        elif behaviour in {"accepts", "transient", "permanent"}:
+            status = {"accepts": 200, "transient": 503, "permanent": 400}[behaviour]
+
+            async def answer(_request: web.Request) -> web.Response:
+                return web.Response(status=status, text=f"hello {ADDRESS}")
+
+            async with http_server(answer) as url:
+                yield int(url.rsplit(":", 1)[1].strip("/"))
+        else:
+            talk = {"silent": _say_nothing, "lost after": _lose_after_request, "lost within": _lose_after_request}
+            async with serving(talk[behaviour]) as port:
+                yield port
+
+
+@pytest.fixture(params=["smtp", "webhook"])
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
+
+
+async def test_a_success_is_told_in_a_line(case: Case) -> None:
+    async with case.server("accepts") as port:
+        provider, message = case.provider(port)
+        answer = await provider.send(message)
+        await provider.close()
+    assert answer.isprintable()
+    assert "20" in answer or "250" in answer
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "reasons"),
+    [
+        ("transient", TransientFailure, {Reason.PROVIDER_UNAVAILABLE}),
+        ("permanent", PermanentFailure, {Reason.RECIPIENT_REJECTED, Reason.ENDPOINT_REJECTED}),
+        ("lost after", UnknownOutcome, {Reason.CONNECTION_LOST}),
+        ("lost within", UnknownOutcome, {Reason.CONNECTION_LOST}),
+    ],
+)
+async def test_failures(case: Case, behaviour: str, kind: type[DeliveryFailure], reasons: set[Reason]) -> None:
+    async with case.server(behaviour) as port:
+        provider, message = case.provider(port)
+        failure = await failure_of(provider, message)
+        await provider.close()
+    assert type(failure) is kind
+    assert failure.reason in reasons
+    for private in (ADDRESS, "ana.private", "sesame", "127.0.0.1"):
+        assert private not in str(failure)
+
+
+async def test_silence_after_the_message_is_unknown(case: Case) -> None:
+    async with case.server("silent") as port:
+        provider, message = case.provider(port, timeout="200ms")
+        failure = await failure_of(provider, message)
+        await provider.close()
+    assert (type(failure), failure.reason) == (UnknownOutcome, Reason.TIMEOUT)
+
+
+async def test_a_refused_connection_is_transient(case: Case) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port
+        provider, message = case.provider(taken.getsockname()[1])
+        failure = await failure_of(provider, message)
+        await provider.close()
+    assert (type(failure), failure.reason) == (TransientFailure, Reason.CONNECTION_REFUSED)
+
+
+async def test_an_unknown_host_is_transient() -> None:
+    provider = make_provider(Channel.EMAIL, "p", "smtp", {"url": "smtp://nobody.invalid", "from": "a@b.example"})
+    failure = await failure_of(provider, email())
+    assert (type(failure), failure.reason) == (TransientFailure, Reason.NAME_RESOLUTION)
+    async with AsyncExitStack() as stack:
+        hooks = webhooks()
+        stack.push_async_callback(hooks.close)
+        failure = await failure_of(hooks, hook("http://nobody.invalid/"))
+    assert (type(failure), failure.reason) == (TransientFailure, Reason.NAME_RESOLUTION)
+
+
+async def test_a_cancelled_send_leaves_no_connection(case: Case) -> None:
+    closed = asyncio.Event()
+    reached = asyncio.Event()
+    script = ScriptedSmtp({"BODY": [None]})
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if case.kind == "smtp":
+            task = asyncio.ensure_future(script.talk(reader, writer))
+            await eventually(lambda: script.mails)
+            reached.set()
+            await task
+        else:
+            await reader.readuntil(b"\r\n\r\n")
+            reached.set()
+            while await reader.read(65536):
+                pass
+        closed.set()
+
+    async with serving(talk) as port:
+        provider, message = case.provider(port)
+        sending = asyncio.create_task(provider.send(message))
+        await asyncio.wait_for(reached.wait(), 5)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        await asyncio.wait_for(closed.wait(), 5)
+        await provider.close()
+
+
+def test_settings_and_secrets_are_not_shown() -> None:
+    login = "bob:s%40cret-word@"
+    for provider in (smtp(2525, "?tls=starttls", login), webhooks()):
+        shown = repr(provider) + str(provider) + repr(vars(provider))
+        assert "cret-word" not in shown
+        assert SECRET.removeprefix("whsec_") not in shown
+
+
+@pytest.mark.parametrize(
+    ("channel", "kind", "options", "words"),
+    [
+        (Channel.EMAIL, "carrier-pigeon", {}, "known: file, smtp"),
+        (Channel.SMS, "smtp", {}, "known: file"),
+        (Channel.EMAIL, "smtp", {"url": "smtp://h"}, "from: Field required"),
+        (Channel.EMAIL, "smtp", {"url": "http://h", "from": "a@b.c"}, "url: should be smtp://"),
+        (Channel.EMAIL, "smtp", {"url": "smtp://u:p@w@rd/x@h:1", "from": "a@b.c"}, "url: should be smtp://"),
+        (Channel.EMAIL, "smtp", {"url": "smtp://u:hidden@h:25", "from": "a@b.c"}, "url: would send the password"),
+        (Channel.EMAIL, "smtp", {"url": "smtp://h:25?tls=maybe", "from": "a@b.c"}, "url: has a wrong tls"),
+        (Channel.EMAIL, "smtp", {"url": "smtp://h:25?ssl=1", "from": "a@b.c"}, "url: has an unknown option"),
+        (Channel.EMAIL, "smtp", {"url": "smtp://h", "from": "a@b.c\nBcc: x@y.z"}, "from: should be an e-mail address"),
+        (Channel.EMAIL, "smtp", {"url": "smtp://h", "from": "a@b.c", "conections": 3}, "conections: is not a field"),
+        (Channel.EMAIL, "smtp", {"url": "smtp://h", "from": "a@b.c", "ca_file": "/none"}, "ca_file should be"),
+        (Channel.WEBHOOK, "webhook", {}, "secret is missing"),
+        (Channel.WEBHOOK, "webhook", {"secret": "whsec_hidden!"}, "secret: should be whsec_"),
+        (Channel.WEBHOOK, "webhook", {"secret": SECRET, "headers": {"Webhook-Id": "1"}}, "headers: cannot set"),
+        (Channel.WEBHOOK, "webhook", {"secret": SECRET, "headers": {"A": "1\r\nB: 2"}}, "headers: has a name or"),
+    ],
+)
+def test_a_wrong_setting_is_named(channel: Channel, kind: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        make_provider(channel, "p", kind, options)
+    assert words in str(caught.value)
+    assert "hidden" not in str(caught.value)
+
+
+def test_every_kind_has_channels() -> None:
+    assert all(spec.channels for spec in KINDS.values())
+
+
+# --- e-mail ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_mail_arrives_as_written() -> None:
+    files = (
+        Attachment(filename="Rechnung ü.pdf", content_type="application/pdf", content=_b64(b"%PDF")),
+        Attachment(filename="a.txt", content=_b64(b"x")),
+    )
+    async with real_smtp() as (port, mailbox):
+        provider = smtp(port)
+        await provider.send(email(attachments=files))
+        await provider.close()
+    (mail,), (envelope,) = mailbox.mails, mailbox.envelopes
+    assert mail.defects == []
+    assert (envelope.mail_from, envelope.rcpt_tos) == ("no-reply@shop.example", [ADDRESS])
+    assert mail["from"] == "Shop <no-reply@shop.example>"
+    assert mail["to"].addresses[0].display_name == "Ána, the 1st"
+    assert mail["subject"] == "Order 1042 shipped – ü"
+    assert mail["message-id"] == "<d1.1@shop.example>"
+    assert mail["auto-submitted"] == "auto-generated"
+    assert mail["date"].datetime == CREATED
+    assert mail.get_body(("plain",)).get_content() == "Grüße\r\n.dots\r\n"  # type: ignore[union-attr]
+    assert mail.get_body(("html",)).get_content().strip() == "<p>Grüße</p>"  # type: ignore[union-attr]
+    assert [(part.get_filename(), part.get_content()) for part in mail.iter_attachments()] == [
+        ("Rechnung ü.pdf", b"%PDF"),
+        ("a.txt", b"x"),
+    ]
+
+
+def _b64(data: bytes) -> Base64Bytes:
+    import base64
+
+    return base64.b64encode(data)
+
+
+async def test_connections_are_kept_and_closed() -> None:
+    async with scripted_smtp() as server:
+        provider = smtp(server.port, connections=2)
+        for number in range(5):
+            await provider.send(email(number))
+        assert server.connections == 1
+        await asyncio.gather(*(provider.send(email(number)) for number in range(20)))
+        assert server.connections == 2
+        assert len(server.mails) == 25
+        await provider.close()
+        await eventually(lambda: server.open == 0)
+
+
+async def test_a_refusal_keeps_the_connection() -> None:
+    async with scripted_smtp(RCPT=["550 5.1.1 no", "250 ok"]) as server:
+        provider = smtp(server.port)
+        await failure_of(provider, email())
+        await provider.send(email(2))
+        await provider.close()
+    assert server.connections == 1
+    assert "RSET" in server.commands
+
+
+@pytest.mark.parametrize("answer", ["", "421 4.3.2 closing"])
+async def test_a_kept_connection_that_has_died_is_replaced(answer: str) -> None:
+    async with scripted_smtp(MAIL=["250 ok", answer, "250 ok"]) as server:
+        provider = smtp(server.port)
+        await provider.send(email(1))
+        await provider.send(email(2))
+        await provider.close()
+    assert (server.connections, len(server.mails)) == (2, 2)
+
+
+async def test_a_connection_that_dies_twice_is_transient() -> None:
+    async with scripted_smtp(MAIL=["250 ok", ""]) as server:
+        provider = smtp(server.port)
+        await provider.send(email(1))
+        failure = await failure_of(provider, email(2))
+        await provider.close()
+    assert (type(failure), failure.reason) == (TransientFailure, Reason.CONNECTION_LOST)
+
+
+@pytest.mark.parametrize("stage", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
+@pytest.mark.parametrize(("answer", "reason"), [("", Reason.CONNECTION_LOST), (None, Reason.TIMEOUT)])
+async def test_lost_before_the_message_is_transient(stage: str, answer: str | None, reason: Reason) -> None:
+    async with scripted_smtp(**{stage: [answer]}) as server:
+        provider = smtp(server.port, timeout="200ms")
+        failure = await failure_of(provider, email())
+        await provider.close()
+        await eventually(lambda: server.open == 0)
+    assert (type(failure), failure.reason) == (TransientFailure, reason)
+
+
+@pytest.mark.parametrize(
+    ("stage", "answer", "kind", "reason"),
+    [
+        ("GREETING", "554 5.7.1 blocked", TransientFailure, Reason.PROVIDER_UNAVAILABLE),
+        ("EHLO", "421 4.3.2 busy", TransientFailure, Reason.PROVIDER_UNAVAILABLE),
+        ("MAIL", "550 5.1.8 who", PermanentFailure, Reason.SENDER_REJECTED),
+        ("MAIL", "552 5.3.4 too big", PermanentFailure, Reason.MESSAGE_TOO_LARGE),
+        ("MAIL", "530 5.7.0 log in first", TransientFailure, Reason.AUTHENTICATION),
+        ("RCPT", "452 4.2.2 full", TransientFailure, Reason.MAILBOX_UNAVAILABLE),
+        ("RCPT", "450 4.7.1 greylisted", TransientFailure, Reason.POLICY_REJECTED),
+        ("DATA", "451 4.3.0 later", TransientFailure, Reason.PROVIDER_UNAVAILABLE),
+        ("BODY", "554 5.6.0 no", PermanentFailure, Reason.MESSAGE_REJECTED),
+        ("BODY", "451 4.7.0 later", TransientFailure, Reason.POLICY_REJECTED),
+        ("BODY", "what?", UnknownOutcome, Reason.OUTCOME_UNKNOWN),
+    ],
+)
+async def test_answers_by_stage(stage: str, answer: str, kind: type[DeliveryFailure], reason: Reason) -> None:
+    async with scripted_smtp(**{stage: [answer]}) as server:
+        provider = smtp(server.port)
+        failure = await failure_of(provider, email())
+        await provider.close()
+    assert (type(failure), failure.reason) == (kind, reason)
+
+
+async def test_an_old_kept_connection_is_asked_before_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("channels.smtp_pool.PROBE_AFTER", 0.0)
+    async with scripted_smtp(NOOP=["250 ok", ""]) as server:
+        provider = smtp(server.port)
+        for number in range(3):
+            await provider.send(email(number))
+        await provider.close()
+    assert (server.connections, len(server.mails)) == (2, 3)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Path]:
+    authority = trustme.CA()
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return authority, path
+
+
+def _server_context(authority: trustme.CA, name: str = "localhost") -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+async def test_tls_and_login(tls: str, authority: tuple[trustme.CA, Path]) -> None:
+    context = _server_context(authority[0])
+    auth = {"authenticator": password_is(b"bob", b"p@ss word"), "auth_require_tls": False}
+    extra = {"implicit": context} if tls == "implicit" else {"tls_context": context, "require_starttls": True}
+    async with real_smtp(**auth, **extra) as (port, mailbox):
+        provider = smtp(port, f"?tls={tls}", "bob:p%40ss%20word@", ca_file=str(authority[1]))
+        assert "logged in" in await provider.check()
+        await provider.send(email())
+        await provider.close()
+        wrong = smtp(port, f"?tls={tls}", "bob:wrong-secret@", ca_file=str(authority[1]))
+        failure = await failure_of(wrong, email())
+        await wrong.close()
+    assert len(mailbox.mails) == 1
+    assert (type(failure), failure.reason) == (TransientFailure, Reason.AUTHENTICATION)
+    assert "wrong-secret" not in str(failure)
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+async def test_a_certificate_that_is_not_trusted(tls: str, authority: tuple[trustme.CA, Path]) -> None:
+    context = _server_context(authority[0])
+    extra = {"implicit": context} if tls == "implicit" else {"tls_context": context}
+    async with real_smtp(**extra) as (port, mailbox):
+        provider = smtp(port, f"?tls={tls}")
+        failure = await failure_of(provider, email())
+        await provider.close()
+        careless = smtp(port, f"?tls={tls}", verify=False)
+        await careless.send(email())
+        await careless.close()
+    assert (type(failure), failure.reason) == (TransientFailure, Reason.TLS)
+    assert len(mailbox.mails) == 1
+
+
+async def test_starttls_that_the_server_has_not_is_no_plain_text() -> None:
+    async with scripted_smtp() as server:
+        provider = smtp(server.port, "?tls=starttls", "bob:secret@")
+        failure = await failure_of(provider, email())
+        await provider.close()
+    assert (type(failure), failure.reason) == (TransientFailure, Reason.TLS)
+    assert not any("AUTH" in command or "MAIL" in command for command in server.commands)
+
+
+async def test_international_addresses() -> None:
+    async with real_smtp() as (port, mailbox):
+        provider = smtp(port)
+        await provider.send(email(1, to="ana@bücher.example"))
+        await provider.send(email(2, to="änne@bücher.example"))
+        await provider.close()
+    first, second = mailbox.envelopes
+    assert first.rcpt_tos == ["ana@xn--bcher-kva.example"]
+    assert second.rcpt_tos == ["änne@xn--bcher-kva.example"]
+    assert all(mail.defects == [] for mail in mailbox.mails)
+
+
+async def test_an_international_address_needs_smtputf8() -> None:
+    async with scripted_smtp(EHLO=["250 localhost"]) as server:
+        provider = smtp(server.port)
+        failure = await failure_of(provider, email(to="änne@example.org"))
+        await provider.close()
+    assert (type(failure), failure.reason) == (PermanentFailure, Reason.BAD_ADDRESS)
+    assert "SMTPUTF8" in failure.detail
+
+
+@pytest.mark.parametrize("to", ["", "nobody", "a@b\r\nRCPT TO:<c@d>", "a b@c.example", "<a@b.c>,d@e.f", "@x.example"])
+async def test_addresses_that_cannot_be_used(to: str) -> None:
+    async with scripted_smtp() as server:
+        provider = smtp(server.port)
+        failure = await failure_of(provider, email(to=to))
+        await provider.close()
+    assert (type(failure), failure.reason) == (PermanentFailure, Reason.BAD_ADDRESS)
+    assert server.mails == []
+
+
+async def test_a_message_that_is_too_large_is_not_sent() -> None:
+    provider = smtp(1, max_message_bytes=1024)
+    failure = await failure_of(provider, email(content={"subject": "s", "text": "x" * 2000}))
+    assert (type(failure), failure.reason) == (PermanentFailure, Reason.MESSAGE_TOO_LARGE)
+
+
+async def _file(request: web.Request) -> web.StreamResponse:
+    match request.path:
+        case "/ok.pdf":
+            return web.Response(body=b"%PDF-1.7")
+        case "/large":
+            return web.Response(body=b"x" * 5000)
+        case "/endless":
+            response = web.StreamResponse()
+            response.enable_chunked_encoding()
+            await response.prepare(request)
+            for _ in range(100):
+                await response.write(b"x" * 1000)
+            return response
+        case "/moved":
+            return web.Response(status=302, headers={"Location": "/ok.pdf"})
+        case "/slow":
+            await asyncio.sleep(60)
+        case _:
+            pass
+    return web.Response(status=int(request.path.strip("/") or 404))
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "reason"),
+    [
+        ("large", PermanentFailure, Reason.ATTACHMENT_REJECTED),
+        ("endless", PermanentFailure, Reason.ATTACHMENT_REJECTED),
+        ("moved", PermanentFailure, Reason.ATTACHMENT_REJECTED),
+        ("404", PermanentFailure, Reason.ATTACHMENT_REJECTED),
+        ("429", TransientFailure, Reason.ATTACHMENT_UNAVAILABLE),
+        ("503", TransientFailure, Reason.ATTACHMENT_UNAVAILABLE),
+        ("slow", TransientFailure, Reason.ATTACHMENT_UNAVAILABLE),
+    ],
+)
+async def test_attachments_that_cannot_be_had(path: str, kind: type[DeliveryFailure], reason: Reason) -> None:
+    async with http_server(_file) as url:
+        provider = smtp(1, allow_private=True, max_attachment_bytes=4000, timeout="300ms")
+        failure = await failure_of(provider, email(attachments=(Attachment(filename="a", url=url + path),)))
+        await provider.close()
+    assert (type(failure), failure.reason) == (kind, reason)
+    assert "127.0.0.1" not in failure.detail
+
+
+async def test_attachments_are_fetched() -> None:
+    async with http_server(_file) as url, real_smtp() as (port, mailbox):
+        provider = smtp(port, allow_private=True)
+        await provider.send(email(attachments=(Attachment(filename="a.pdf", url=url + "ok.pdf"),)))
+        await provider.close()
+    assert [part.get_content() for part in mailbox.mails[0].iter_attachments()] == [b"%PDF-1.7"]
+
+
+async def test_attachments_from_private_addresses_are_refused() -> None:
+    async with http_server(_file) as url:
+        provider = smtp(1)
+        failure = await failure_of(provider, email(attachments=(Attachment(filename="a", url=url + "ok.pdf"),)))
+        await provider.close()
+    assert (type(failure), failure.reason) == (PermanentFailure, Reason.ADDRESS_REFUSED)
+
+
+async def test_too_many_attachments() -> None:
+    files = tuple(Attachment(filename=f"{number}", content=_b64(b"x")) for number in range(3))
+    failure = await failure_of(smtp(1, max_attachments=2), email(attachments=files))
+    assert (type(failure), failure.reason) == (PermanentFailure, Reason.ATTACHMENT_REJECTED)
+
+
+# --- webhooks -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_webhook_is_signed_with_every_secret_and_keeps_its_id() -> None:
+    received: list[tuple[dict[str, str], bytes]] = []
+
+    async def keep(request: web.Request) -> web.Response:
+        received.append((dict(request.headers), await request.read()))
+        return web.Response(status=204)
+
+    async with http_server(keep) as url:
+        provider = webhooks(secrets=[OTHER_SECRET], headers={"X-Api-Key": "k"})
+        answers = [await provider.send(hook(url)) for _ in range(2)]
+        await provider.close()
+    assert answers == ["HTTP 204", "HTTP 204"]
+    for headers, body in received:
+        for secret in (SECRET, OTHER_SECRET):
+            assert Webhook(secret).verify(body, headers) == {"order": "ü"}
+        assert headers["webhook-id"] == "d1/1"
+        assert headers["X-Api-Key"] == "k"
+
+
+async def test_webhook_connections_are_kept_and_closed() -> None:
+    ports: set[Any] = set()
+
+    async def answer(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        ports.add(request.transport.get_extra_info("peername"))
+        return web.Response(text="thanks" * 100)
+
+    async with http_server(answer) as url:
+        provider = webhooks()
+        for _ in range(5):
+            await provider.send(hook(url))
+        await provider.close()
+    assert len(ports) == 1
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    seen: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request.path)
+        return web.Response(status=307, headers={"Location": "/other"})
+
+    async with http_server(answer) as url:
+        provider = webhooks()
+        failure = await failure_of(provider, hook(url))
+        await provider.close()
+    assert (type(failure), failure.reason) == (PermanentFailure, Reason.REDIRECT_REFUSED)
+    assert seen == ["/"]
+
+
+async def test_retry_after_is_passed_on() -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=429, headers={"Retry-After": "120"})
+
+    async with http_server(answer) as url:
+        provider = webhooks()
+        failure = await failure_of(provider, hook(url))
+        await provider.close()
+    assert (failure.reason, failure.retry_after) == (Reason.RATE_LIMITED, timedelta(minutes=2))
+
+
+async def test_an_endless_answer_is_not_read() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with pytest.raises(ConnectionError):
+            while True:
+                await response.write(b"x" * 65536)
+        return response
+
+    async with http_server(answer) as url:
+        provider = webhooks()
+        assert await provider.send(hook(url)) == "HTTP 200"
+        await provider.close()
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "127.1", "0x7f.1", "0177.0.0.1", "0.0.0.0",
+     "169.254.169.254", "10.0.0.1", "[fd00::1]"],
+)  # fmt: skip
+async def test_private_addresses_are_refused(host: str) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        raise AssertionError("reached")
+
+    async with http_server(answer) as url:
+        port = url.rsplit(":", 1)[1]
+        provider = webhooks(allow_private=False)
+        failure = await failure_of(provider, hook(f"http://{host}:{port}"))
+        await provider.close()
+    assert (type(failure), failure.reason) == (PermanentFailure, Reason.ADDRESS_REFUSED)
+    assert host not in failure.detail
+
+
+async def test_a_webhook_body_has_a_limit() -> None:
+    failure = await failure_of(webhooks(max_body_bytes=10), hook("http://x.invalid", json.dumps("x" * 20)))
+    assert (type(failure), failure.reason) == (PermanentFailure, Reason.MESSAGE_TOO_LARGE)
+
+
+async def test_checking_webhooks_reaches_nobody() -> None:
+    assert "1 secret" in await webhooks().check()
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def _files(directory: Path, channel: Channel = Channel.SMS) -> Provider:
+    return make_provider(channel, "files", "file", {"directory": str(directory)})
+
+
+@pytest.mark.parametrize("channel", list(Channel))
+async def test_any_channel_into_a_file(channel: Channel, tmp_path: Path) -> None:
+    provider = _files(tmp_path, channel)
+    content = {"subject": "Hi", "text": "Grüße\nÜ", "html": "<p>"} if channel is Channel.EMAIL else {"text": "Grüße\nÜ"}
+    recipient = {"phone": "+4915112345678", "email": "ana@example.org", "name": "Ana"}
+    message = Message("d1", "d1/1", channel, recipient, content, CREATED)
+    for _ in range(2):  # the second attempt writes the same file
+        answer = await provider.send(message)
+    (path,) = tmp_path.rglob("*.txt")
+    assert path == tmp_path / channel / "20261122T170000-d1-1.txt"
+    assert path.name in answer
+    text = path.read_text("utf-8")
+    assert "Grüße\nÜ" in text
+    assert text.startswith(f"Channel: {channel}\n")
+    assert "can be written" in await provider.check()
+    await provider.close()
+
+
+async def test_a_directory_that_cannot_be_written_is_transient(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    provider = _files(tmp_path / "file")
+    failure = await failure_of(provider, Message("d1", "d1/1", Channel.SMS, {}, {"text": "x"}, CREATED))
+    assert (type(failure), failure.reason) == (TransientFailure, Reason.PROVIDER_UNAVAILABLE)
+    with pytest.raises(TransientFailure):
+        await provider.check()

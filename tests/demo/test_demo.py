@@ -1,0 +1,136 @@
+"""`notipy demo` and `notipy run --embedded` as a person starts them: as a process of their own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cli.samples import SAMPLES
+from deploy.processes import LiveProcess, alive, descendants
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+NOTIPY = Path(sys.executable).with_name("notipy")
+
+
+@contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in a folder of its own, at the head of its own session; killed if the test leaves it running."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NOTIPY_")}
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(
+            [NOTIPY, *arguments], cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def output_of(folder: Path) -> str:
+    return (folder / "output").read_text(encoding="utf-8")
+
+
+def end(process: subprocess.Popen[bytes], folder: Path, *, within: float = 60) -> str:
+    try:
+        process.wait(within)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"still running after {within} s:\n{output_of(folder)}")
+    return output_of(folder)
+
+
+def wait_for(text: str, process: subprocess.Popen[bytes], folder: Path) -> None:
+    wait_until(lambda: text in output_of(folder) or process.poll() is not None, timeout=60)
+    assert text in output_of(folder), output_of(folder)
+
+
+def test_the_demo_ends_well_and_leaves_nothing_running(tmp_path: Path) -> None:
+    with started(tmp_path, "demo") as demo:
+        wait_for("RabbitMQ is ready", demo, tmp_path)
+        family = descendants(demo.pid)
+        told = end(demo, tmp_path)
+    assert demo.returncode == 0, told
+    assert states_told(told) == states_expected()
+    assert "✗" not in told
+    assert len(list((tmp_path / ".notipy" / "demo" / "data" / "mail").glob("*.eml"))) == 10
+    assert family
+    assert not alive(family)
+
+
+def states_told(told: str) -> Sequence[tuple[str, str, str, str, str]]:
+    """Event, channel, attempt, epoch and state of every line of the last table."""
+    line = re.compile(r"^✓ (\S+) +(\S+) +\S+ +(\d+) +(\d+) +.*?(\w+)(?: \(\w+\))? *$", re.MULTILINE)
+    return line.findall(told)
+
+
+def states_expected() -> Sequence[tuple[str, str, str, str, str]]:
+    """The same of every sample, after the replay."""
+    ids = {"smallest.json": "ord-1047-shipped"} | {
+        sample.file: event_id(ROOT / "examples" / "events" / sample.file) for sample in SAMPLES if sample.id is None
+    }
+    return [
+        (ids[sample.file], str(wanted.channel), str(wanted.attempt), str(wanted.epoch), str(wanted.state))
+        for sample in SAMPLES
+        for wanted in sample.replayed or sample.expected
+    ]
+
+
+def event_id(path: Path) -> str:
+    found = re.search(r'"id": "([^"]+)"', path.read_text(encoding="utf-8"))
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("moment", ["MongoDB is ready", "What becomes of them"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_the_demo_stopped_in_the_middle_leaves_nothing_running(tmp_path: Path, moment: str, number: int) -> None:
+    with started(tmp_path, "demo") as demo:
+        wait_for(moment, demo, tmp_path)
+        family = descendants(demo.pid)
+        demo.send_signal(number)
+        told = end(demo, tmp_path, within=20)
+    assert demo.returncode == 130, told
+    assert "Stopped" in told
+    assert "Traceback" not in told
+    assert_gone(family)
+
+
+def test_a_run_stays_takes_messages_of_ones_own_and_stops_at_ctrl_c(tmp_path: Path) -> None:
+    with started(tmp_path, "run", "--embedded") as run:
+        wait_for("Ctrl-C stops everything", run, tmp_path)
+        family = descendants(run.pid)
+        url = re.search(r'AMQP_URL="([^"]+)"', output_of(tmp_path))
+        assert url
+        subprocess.run(
+            [sys.executable, ROOT / "examples" / "producers" / "publish.py", "ben@example.org", "7"],
+            env={**os.environ, "AMQP_URL": url[1]},
+            check=True,
+        )
+        mail = tmp_path / ".notipy" / "run" / "data" / "mail" / "0001.eml"
+        wait_until(mail.exists, timeout=20)
+        listed = subprocess.run(
+            [NOTIPY, "--config", ".notipy/notipy.yaml", "deliveries", "list", "--event", "shop", "ord-7", "--json"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        run.send_signal(signal.SIGINT)
+        told = end(run, tmp_path, within=20)
+    assert b"ben@example.org" in mail.read_bytes()
+    assert sorted(re.findall(r'"state":"(\w+)"', listed.stdout)) == ["sent", "suppressed"]
+    assert run.returncode == 0, told
+    assert_gone(family)
+    assert not (tmp_path / ".notipy" / "notipy.yaml").exists()
+
+
+def assert_gone(family: set[LiveProcess]) -> None:
+    assert family
+    assert not alive(family)
