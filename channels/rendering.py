@@ -185,12 +185,17 @@ def _certain(tree: nodes.Template) -> set[str]:
 
 
 def _certain_fields(tree: nodes.Template) -> set[str]:
-    """The `x` of every `data.x` that every rendering evaluates."""
-    return {
-        node.attr
-        for node in _evaluated(tree)
-        if isinstance(node, nodes.Getattr) and isinstance(node.node, nodes.Name) and node.node.name == "data"
-    } - {"get", "items", "keys", "values"}
+    """The `x` of every `data.x` and `data['x']` that every rendering evaluates."""
+    found = set()
+    for node in _evaluated(tree):
+        match node:
+            case nodes.Getattr(node=nodes.Name(name="data"), attr=str(attribute)):
+                found.add(attribute)
+            case nodes.Getitem(node=nodes.Name(name="data"), arg=nodes.Const(value=str(key))):
+                found.add(key)
+            case _:
+                pass
+    return found - {"get", "items", "keys", "values"}
 
 
 def _evaluated(node: nodes.Node) -> Iterator[nodes.Node]:

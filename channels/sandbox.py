@@ -104,6 +104,8 @@ def _weigh_nested(value: object) -> int:
         for item in pending[-1]:
             inner = _children(item)
             if inner is None:
+                if isinstance(item, Undefined):
+                    str(item)  # raises: a name that is missing is no data, in a list neither
                 units += weigh(item)
                 continue
             items += _length(item)

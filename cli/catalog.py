@@ -175,7 +175,7 @@ def _print_list(notifications: "list[Notification]") -> None:
         return
     columns = (Column("notification"), Column("version"), Column("on"), Column("channels", rank=1))
     print_table(
-        (*columns, Column("description", rank=2, fold=True)),
+        (*columns, Column("description", rank=2)),
         [
             (n.name, str(n.version), n.definition.on, ", ".join(n.definition.channels), n.definition.description)
             for n in notifications

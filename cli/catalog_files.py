@@ -263,7 +263,7 @@ class _Reading:
             for fault in self.renderer.check(channel, content):
                 self._fault(f"channels.{fault.field}", fault.fault)
             for name in self.renderer.missing(channel, content, dict.fromkeys(_guaranteed(definition))):
-                self._warn(f"channels.{channel}", f"uses {name}, which required does not name: {_CONSEQUENCE}")
+                self._warn(f"channels.{channel}", f"uses {name}, which is not required: {_CONSEQUENCE}")
         if definition.data_schema is not None:
             for fault in check_schema(definition.data_schema):
                 self._fault(fault.field, fault.fault)

@@ -69,6 +69,8 @@ def list_(
     if channel is not Parked.EVENTS:
         _print_deliveries(*execute(_deliveries(settings, chosen)), as_json, alone=channel is not None)
     if channel in {None, Parked.EVENTS} and state is DeadState.FAILED:
+        if channel is None and not as_json:
+            say()
         _print_events(*execute(_events(settings, chosen)), as_json, body)
 
 
@@ -195,7 +197,7 @@ def _print_table(deliveries: "Sequence[Delivery]") -> None:
         Column("failed", rank=1),
         Column("event", rank=3),
         Column("recipient", rank=4),
-        Column("detail", rank=2, fold=True),
+        Column("detail", rank=5),
     )
     rows = [
         (d.id, str(d.channel), str(d.reason), time_text(d.updated_at), f"{d.source}/{d.event_id}", address_of(d),
@@ -214,7 +216,7 @@ def _print_events(events: "Sequence[DeadEvent]", total: int, as_json: bool, body
     elif events:
         columns = (Column("dead event"), Column("key"), Column("reason"), Column("parked", rank=1))
         print_table(
-            (*columns, Column("faults", fold=True)),
+            (*columns, Column("faults", rank=2)),
             [
                 (e.message_id or "-", e.routing_key or "-", e.reason, time_text(e.parked_at), faults_told(e))
                 for e in events
@@ -262,7 +264,7 @@ async def _carry_out(settings: "Settings", chosen: "Chosen", action: str, dry_ru
     from cli.parked import Report, treat
 
     async with core(settings) as opened:
-        return await treat(opened, chosen, action, Report(as_json, SHOWN if dry_run else 0), dry_run=dry_run)
+        return await treat(opened, chosen, action, Report(as_json, SHOWN if dry_run else 0, dry_run), dry_run=dry_run)
 
 
 def _print_done(done: "Done", action: str, dry_run: bool, events: bool) -> None:

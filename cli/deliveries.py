@@ -1,7 +1,7 @@
 """`notipy deliveries`: what became of each delivery."""
 
 import asyncio
-from datetime import datetime
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,8 +33,7 @@ def list_(
     state: StateOption = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many.")] = 50,
     after: Annotated[
-        tuple[datetime, str] | None,
-        typer.Option("--after", parser=read_cursor, metavar="CURSOR", help="Go on after the page that ended so."),
+        str | None, typer.Option("--after", metavar="CURSOR", help="Go on after the page that ended so.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,7 +49,8 @@ def list_(
     from storage.deliveries import DeliveryFilter
 
     settings = load(ctx)
-    chosen = DeliveryFilter(event_key(*event) if event else None, channel, state, after)
+    key = event_key(*event) if event else None
+    chosen = DeliveryFilter(key, channel, state, read_cursor(after) if after else None)
     page = execute(_page(settings, chosen, limit))
     _print(page, as_json)
     if len(page) == limit:
@@ -130,12 +130,12 @@ def cancel(
 
 
 def _ids(given: list[str]) -> list[str]:
-    if given != ["-"]:
+    if "-" not in given:
         return given
-    ids = typer.get_text_stream("stdin").read().split()
-    if not ids:
-        raise BadInput("ID: standard input names none")
-    return ids
+    read = sys.stdin.read().split()
+    if not read:
+        raise BadInput("ID: standard input names none.")
+    return [*(one for one in given if one != "-"), *read]
 
 
 async def _cancel(settings: "Settings", ids: list[str]) -> list[tuple[str, str | None]]:

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rich.padding import Padding
 from rich.text import Text
 
-from cli.output import Cell, Column, plain, print_fields, print_table, say, state_text, time_text
+from cli.output import Cell, Column, plain, print_fields, print_table, say, state_text, stdout, time_text
 from domain.delivery import Change, Delivery
 from domain.event import Recipient
 from domain.vocabulary import Reason, State
@@ -26,6 +27,8 @@ _NO_OUTCOME = frozenset(
 )
 """Reasons of changes that are not what came of an attempt."""
 
+INDENT = 26
+"""Where a change's detail begins: under what follows its time."""
 COLUMNS = (
     Column("id"),
     Column("channel"),
@@ -140,7 +143,7 @@ def print_delivery(delivery: Delivery) -> None:
     say()
     say(Text("History", style="bold"))
     for line in timeline(delivery):
-        say(line)
+        stdout().print(line)
 
 
 def _fields(delivery: Delivery) -> Mapping[str, Cell | None]:
@@ -149,7 +152,7 @@ def _fields(delivery: Delivery) -> Mapping[str, Cell | None]:
         "Delivery": delivery.id,
         "State": state,
         "Detail": delivery.detail,
-        "Event": f"{delivery.source}/{delivery.event_id}, {delivery.type}",
+        "Event": f"{delivery.source}/{delivery.event_id} ({delivery.source}.{delivery.type})",
         "Notification": _notification(delivery),
         "Channel": f"{delivery.channel}, lane {delivery.lane}",
         "Recipient": ", ".join(f"{name} {value}" for name, value in delivery.recipient.items()),
@@ -173,20 +176,28 @@ def _notification(delivery: Delivery) -> str:
     return f"{delivery.notification} v{delivery.version}" if delivery.version else delivery.notification
 
 
-def timeline(delivery: Delivery) -> list[Text]:
-    """Each change in a line, its detail in the next."""
+def timeline(delivery: Delivery) -> "list[Text | Padding]":
+    """Each change in a line, its detail in the next; a heading for each epoch that a replay has begun."""
     changes = list(delivery.history)
     if delivery.state is State.SENDING:
         changes.append(Change(State.SENDING, delivery.updated_at, Reason.CLAIMED, delivery.epoch, delivery.attempt))
-    return [line for change in changes for line in _moment(change)]
+    lines: list[Text | Padding] = []
+    epoch = 1
+    for change in changes:
+        if change.epoch != epoch:
+            epoch = change.epoch
+            lines.append(Text(f"Epoch {epoch}", style="bold"))
+        lines += _moment(change)
+    return lines
 
 
-def _moment(change: Change) -> list[Text]:
-    where = f"{change.epoch}/{change.attempt}" if change.attempt else f"{change.epoch}/-"
+def _moment(change: Change) -> "list[Text | Padding]":
     state = state_text(str(change.state))
     state.pad_right(max(0, 10 - len(state)))
+    attempt = f"attempt {change.attempt}" if change.attempt else ""
     by = f" by {change.provider}" if change.provider else ""
-    mark = " · possible duplicate" if change.possible_duplicate else ""
+    mark = ", possible duplicate" if change.possible_duplicate else ""
     time = change.at.strftime("%Y-%m-%dT%H:%M:%S.%f")[:23] + "Z"
-    line = Text.assemble((time, "dim"), f"  {where:<5}", state, f" {change.reason}{by}{mark}")
-    return [line, *(Text(f"{'':26}{part}", style="dim") for part in plain(change.detail or "").splitlines())]
+    line = Text.assemble((time, "dim"), f"  {attempt:<10} ", state, f" {change.reason}{by}{mark}")
+    detail = Padding(Text(plain(change.detail or ""), style="dim"), (0, 0, 0, INDENT), expand=False)
+    return [line, detail] if change.detail else [line]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -18,9 +18,8 @@ from cli.playground import HOME, Host, Playground, hosted, metrics_port, playgro
 from cli.samples import REJECTED, SAMPLES, Published, to_publish
 from cli.verdict import PARKED_EMAIL, Check, DeadLetters, checks, dead_letters, refused_mail
 from cli.watch import Watch, table
-from config.settings import SettingsError, load_settings
+from config.settings import SettingsError
 from consumers.app import Core, running
-from consumers.supervisor import supervise
 from consumers.topology import DEAD_EVENTS
 from deploy.embedded import terminate_as_interrupt
 from deploy.errors import EmbeddedError
@@ -40,18 +39,16 @@ _DEMO_SETTINGS: Mapping[str, Any] = {
 _INTERRUPTED = 130
 
 
-def demo_command() -> int:
-    """Start everything, send the sample events, show what becomes of them, and stop; returns the exit code.
+def demo_command() -> None:
+    """Start everything, send the sample events, show what becomes of them, and stop.
 
     Raises:
         CommandFailed: a server cannot be had, or something did not end as it should.
+        Exit: it was interrupted.
     """
     begun = time.monotonic()
-    try:
-        with _told(), hosted("demo", _line) as host:
-            wrong = [check for check in asyncio.run(_demo(host, stdout())) if not check.holds]
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+    with _told(interrupted=_INTERRUPTED), hosted("demo", _line) as host:
+        wrong = [check for check in asyncio.run(_demo(host, stdout())) if not check.holds]
     if wrong:
         raise CommandFailed(
             "not everything is as it should be:\n"
@@ -60,23 +57,17 @@ def demo_command() -> int:
         )
     say(Text(f"\nEverything is as it should be, after {time.monotonic() - begun:.0f} s.", "green"))
     say("The servers are stopped. `make run` starts the same and leaves it running, for messages of your own.")
-    return 0
 
 
-def run_embedded(config: Path | None = None, roles: Sequence[str] | None = None, workers: int = 1) -> int:
-    """Start everything and stay in the foreground until Ctrl-C or SIGTERM; returns the exit code.
-
-    With `config` its settings hold, but for the servers; a channel without providers has one of this machine.
+def run_embedded() -> None:
+    """Start everything and stay in the foreground until Ctrl-C or SIGTERM; the servers' data is kept.
 
     Raises:
         CommandFailed: a server cannot be had.
-        BadInput: the settings cannot be used.
+        Exit: always, with 0, when it was told to stop.
     """
-    try:
-        with _told(), hosted("run", _line, keep=True) as host:
-            return asyncio.run(_run(host, _run_settings(config), roles, workers))
-    except KeyboardInterrupt:
-        return 0
+    with _told(interrupted=0), hosted("run", _line, keep=True) as host:
+        asyncio.run(_run(host))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -152,29 +143,17 @@ def _show_kept(play: Playground) -> None:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def _run_settings(config: Path | None) -> Mapping[str, Any]:
-    if config is not None:
-        load_settings(config)  # its faults are told in its own name
-        document = {"channels": {}, **(yaml.safe_load(config.read_text(encoding="utf-8")) or {})}
-        return {name: value for name, value in document.items() if name not in {"amqp_url", "mongo_url"}}
-    return {
+async def _run(host: Host) -> None:
+    config = HOME / "notipy.yaml"
+    document = {
         "channels": {str(channel): {} for channel in Channel},
         "metrics": {"host": "127.0.0.1", "port": metrics_port()},
         "status": {"publish": "all"},
     }
-
-
-async def _run(host: Host, document: Mapping[str, Any], roles: Sequence[str] | None, workers: int) -> int:
-    config = HOME / "notipy.yaml"
     try:
-        async with playground(host, config, document) as play:
-            if workers > 1:
-                _show_run(play, config)
-                return await supervise(play.settings, roles, workers)
-            async with running(play.settings, roles):
-                _show_run(play, config)
-                await asyncio.Event().wait()
-                return 0
+        async with playground(host, config, document) as play, running(play.settings):
+            _show_run(play, config)
+            await asyncio.Event().wait()
     finally:
         config.unlink(missing_ok=True)  # it leads nowhere any more
 
@@ -213,18 +192,14 @@ def _show_commands(play: Playground, config: Path) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, and expected faults in a command's words.
-
-    Raises:
-        KeyboardInterrupt: once everything has been stopped.
-    """
+def _told(*, interrupted: int) -> Iterator[None]:
+    """SIGTERM as Ctrl-C, either as an exit code, and expected faults in a command's words."""
     try:
         with terminate_as_interrupt():
             yield
     except KeyboardInterrupt:
         say("\nStopped; nothing is left running.")
-        raise
+        raise typer.Exit(interrupted) from None
     except EmbeddedError as error:
         raise CommandFailed(str(error)) from None
     except SettingsError as error:

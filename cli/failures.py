@@ -45,7 +45,7 @@ def tell(failure: CommandFailed) -> None:
     from cli.output import plain, stderr
 
     screen = stderr()
-    screen.print(Text.assemble(("Error: ", "bold red"), plain(str(failure))), soft_wrap=True)
+    screen.print(Text.assemble(("Error: ", "bold red"), plain(str(failure))))
     if failure.hint:
-        screen.print(Text.assemble(("What to do: ", "bold"), plain(failure.hint)), soft_wrap=True)
+        screen.print(Text.assemble(("What to do: ", "bold"), plain(failure.hint)))
     sys.stderr.flush()

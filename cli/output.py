@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -37,13 +38,11 @@ class Column:
     """One column of a table.
 
     Attributes:
-        rank: 0 is always shown; of the others, the highest leave first where the terminal is too narrow.
-        fold: long text goes on in the next line; what is not folded is never cut, so that it can be copied.
+        rank: 0 always stands in the row; of the others, the highest go first to a second line where it is too wide.
     """
 
     title: str
     rank: int = 0
-    fold: bool = False
 
 
 def stdout() -> Console:
@@ -78,8 +77,8 @@ def say(text: Cell = "") -> None:
 
 
 def hint(text: str) -> None:
-    """A line on standard error: where a page ends, what a table leaves out."""
-    stderr().print(Text(plain(text), style="dim"), soft_wrap=True)
+    """A line on standard error: where a page ends, what to do next."""
+    stderr().print(Text(plain(text), style="dim"))
 
 
 def state_text(state: str) -> Text:
@@ -93,19 +92,16 @@ def time_text(time: datetime | None) -> str:
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> None:
-    """Print a table that fits the terminal: less important columns are left out, and a hint says which."""
+    """Print a table. Nothing is ever cut: what a narrow terminal has no room for follows in a second, dim line."""
     screen = stdout()
-    cells = [[_text(cell) for cell in row] for row in rows]
-    shown = _fitting(columns, cells, screen.width)
-    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
-    for index in shown:
-        column = columns[index]
-        table.add_column(column.title.upper(), no_wrap=not column.fold, overflow="fold")
+    titles = [Text(column.title.upper(), style="bold") for column in columns]
+    cells = [titles, *([_text(cell) for cell in row] for row in rows)]
+    widths = [max(cell_len(row[index].plain) for row in cells) for index in range(len(columns))]
+    first = _fitting(columns, widths, screen.width)
     for row in cells:
-        table.add_row(*(row[index] for index in shown))
-    screen.print(table)
-    if hidden := [column.title for index, column in enumerate(columns) if index not in shown]:
-        hint(f"The terminal is too narrow for: {', '.join(hidden)}. --json prints everything.")
+        screen.print(_aligned([row[index] for index in first], [widths[index] for index in first]), soft_wrap=True)
+        if rest := [row[index].plain for index in range(len(columns)) if index not in first and row[index].plain]:
+            screen.print(Padding(Text(" · ".join(rest), style="dim"), (0, 0, 0, GAP), expand=False))
 
 
 def print_fields(fields: Mapping[str, Cell | None]) -> None:
@@ -128,14 +124,17 @@ def _text(cell: Cell) -> Text:
     return cell if isinstance(cell, Text) else Text(plain(cell))
 
 
-def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int) -> list[int]:
-    widths = [_width(column, [row[index].plain for row in rows]) for index, column in enumerate(columns)]
+def _fitting(columns: Sequence[Column], widths: Sequence[int], available: int) -> list[int]:
+    """The columns that stand side by side."""
     shown = list(range(len(columns)))
-    while sum(widths[i] + GAP for i in shown) - GAP > width and any(columns[i].rank for i in shown):
+    while sum(widths[index] + GAP for index in shown) - GAP > available and any(columns[i].rank for i in shown):
         shown.remove(max(shown, key=lambda index: columns[index].rank))
     return shown
 
 
-def _width(column: Column, values: Sequence[str]) -> int:
-    longest = max(map(cell_len, [column.title, *values]))
-    return min(longest, 24) if column.fold else longest
+def _aligned(cells: Sequence[Text], widths: Sequence[int]) -> Text:
+    line = Text()
+    for cell, width in zip(cells, widths, strict=True):
+        line.append(" " * GAP if line else "").append_text(cell).append(" " * (width - cell_len(cell.plain)))
+    line.rstrip()
+    return line

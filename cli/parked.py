@@ -54,11 +54,12 @@ class Report:
 
     as_json: bool
     shown: int
+    dry_run: bool = False
 
     def treated(self, line: str, **record: Any) -> None:
         """One item that was, or would be, treated."""
         if self.as_json:
-            json_line(record)
+            json_line({**record, "dry_run": True} if self.dry_run else record)
         elif self.shown > 0:
             self.shown -= 1
             say(line)

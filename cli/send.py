@@ -212,7 +212,7 @@ def _print_sent(outgoing: _Outgoing, as_json: bool) -> None:
     if as_json:
         json_line({"id": event.id, "source": event.source, "type": event.type, "key": outgoing.key})
         return
-    say(f"Published {event.source}/{event.id} ({event.type}).")
+    say(f"Published {event.source}/{event.id} under {outgoing.key}.")
     hint(_follow(event))
 
 

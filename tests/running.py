@@ -8,10 +8,10 @@ from typing import Any
 from uuid import uuid4
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractQueue
 
 from config.settings import Settings
-from consumers.app import Core, open_core
+from consumers.app import Application, Core, open_core
 from domain.delivery import Delivery
 from domain.event import event_key
 from domain.notification import Definition
@@ -35,7 +35,6 @@ class Stack:
 
     core: Core
     channel: AbstractChannel
-    exchange: AbstractExchange
 
     @staticmethod
     @asynccontextmanager
@@ -43,7 +42,7 @@ class Stack:
         """Declares the topology."""
         async with open_core(settings, role="test") as core:
             channel = await core.connection.channel(publisher_confirms=True, on_return_raises=True)
-            yield Stack(core, channel, await channel.get_exchange("notipy.events"))
+            yield Stack(core, channel)
             await channel.close()
 
     async def apply(self, *definitions: Mapping[str, Any]) -> None:
@@ -62,8 +61,7 @@ class Stack:
         """As a producer does; returns the message's id."""
         chosen = message_id or uuid4().hex
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        message = aio_pika.Message(raw, message_id=chosen, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-        await self.exchange.publish(message, key)
+        await self.core.publisher.event(key, raw, chosen)
         return chosen
 
     async def deliveries(self, event_id: str | None = None, source: str = "shop") -> Sequence[Delivery]:
@@ -119,3 +117,9 @@ class Stack:
 def order(email: str = "ana@example.org", **more: Any) -> dict[str, Any]:
     """The smallest event."""
     return {"recipients": [{"email": email}], "data": {"order_id": 1042}, **more}
+
+
+def total(application: Application, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels."""
+    samples: list[Any] = [sample for family in application.metrics.registry.collect() for sample in family.samples]
+    return float(sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items()))

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
 from email.message import EmailMessage
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
@@ -30,7 +30,7 @@ class ScriptedSmtp:
     commands: list[str] = field(default_factory=list)
     mails: list[bytes] = field(default_factory=list)
 
-    DEFAULTS = {
+    DEFAULTS: ClassVar[dict[str, str]] = {
         "GREETING": "220 ready",
         "EHLO": "250-localhost\r\n250-SMTPUTF8\r\n250 SIZE 30000000",
         "DATA": "354 go ahead",
@@ -125,7 +125,12 @@ class Mailbox:
 
     @property
     def mails(self) -> list[EmailMessage]:
-        return [message_from_bytes(bytes(e.content), policy=policy.default) for e in self.envelopes]
+        return [message_from_bytes(_content(e), policy=policy.default) for e in self.envelopes]
+
+
+def _content(envelope: Envelope) -> bytes:
+    assert isinstance(envelope.content, bytes)
+    return envelope.content
 
 
 @asynccontextmanager
@@ -162,14 +167,6 @@ def password_is(username: bytes, password: bytes) -> Callable[..., AuthResult]:
         return AuthResult(success=good, handled=False)
 
     return check
-
-
-@dataclass
-class Received:
-    """A request as it came."""
-
-    headers: dict[str, str]
-    body: bytes
 
 
 @asynccontextmanager

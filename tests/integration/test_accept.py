@@ -13,7 +13,7 @@ from consumers.app import running
 from deploy.smtp_sink import SmtpSink
 from domain.event import event_key
 from domain.vocabulary import EventState, Reason, State
-from tests.running import ORDER_SHIPPED, Stack, order
+from tests.running import ORDER_SHIPPED, Stack, order, total
 from tests.waiting import eventually
 
 
@@ -49,7 +49,7 @@ async def test_the_same_event_fifty_times_at_once_is_delivered_once(
         await asyncio.gather(*(stack.publish(body, message_id="ord-50") for _ in range(50)))
         await stack.final("ord-50", count=2)
         await eventually(lambda: application.consumers.in_progress == 0)
-        await eventually(lambda: _counted(application, "notipy_events_total", outcome="duplicate") == 49)
+        await eventually(lambda: total(application, "notipy_events_total", outcome="duplicate") == 49)
     assert sorted(mail.recipients[0] for mail in smtp.mails) == ["ana@example.org", "bob@example.org"]
 
 
@@ -113,7 +113,7 @@ BAD: list[tuple[str, Any]] = [
     ("empty", b""),
     ("cut short", b'{"recipients": [{"email": "ana@exam'),
     ("bad utf-8", b'{"recipients": [{"email": "\xff\xfe@example.org"}]}'),
-    ("deep", b'{"data": ' + b'{"a":' * 20_000),
+    ("deep", b'{"data": ' + b'{"a":' * 5_000),
     ("deep data", order(data={"a": json.loads("[" * 60 + "]" * 60)})),
     ("huge", b'{"recipients": "' + b"x" * 70_000 + b'"}'),
     ("list", [1, 2, 3]),
@@ -181,9 +181,9 @@ async def test_ten_thousand_recipients(settings: Settings, stack: Stack, smtp: S
         event = await stack.publish({"recipients": people, "data": {"order_id": 1}})
 
         async def all_sent() -> bool:
-            return (await stack.core.events.get(event_key("shop", event))) is not None and (
-                await stack.core.deliveries.count_by_state() == {}
-            )
+            stored = await stack.core.events.get(event_key("shop", event))
+            planned = stored is not None and stored.state is EventState.PLANNED
+            return planned and await stack.core.deliveries.count_by_state() == {}
 
         await eventually(all_sent, timeout=90)
     deliveries = await stack.deliveries(event)
@@ -205,12 +205,3 @@ async def test_a_message_that_never_settles_is_parked_as_poison(
         parked = await stack.take("notipy.dead.events")
     assert parked.headers["x-notipy-reason"] == "poison"
     assert not await stack.deliveries()
-
-
-def _counted(application: Any, name: str, **labels: str) -> float:
-    total = 0.0
-    for family in application.metrics.registry.collect():
-        for sample in family.samples:
-            if sample.name == name and labels.items() <= sample.labels.items():
-                total += sample.value
-    return total

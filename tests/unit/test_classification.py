@@ -161,7 +161,7 @@ def _caused(error: Exception) -> Exception:
     ("error", "reason"),
     [
         (ConnectionRefusedError(111, "to 10.0.0.1"), Reason.CONNECTION_REFUSED),
-        (OSError("Multiple exceptions: [Errno 111] ('::1', 25), [Errno 111] ('127.0.0.1', 25)"), Reason.CONNECTION_REFUSED),
+        (OSError("Multiple exceptions: [Errno 111] ('::1', 25), [Errno 111] (…)"), Reason.CONNECTION_REFUSED),
         (socket.gaierror(-2, "no such name"), Reason.NAME_RESOLUTION),
         (ssl.SSLCertVerificationError(1, "certificate verify failed"), Reason.TLS),
         (ssl.SSLError(1, "handshake"), Reason.TLS),
@@ -182,7 +182,7 @@ def test_errors_on_the_way(error: Exception, reason: Reason) -> None:
     ("text", "clean"),
     [
         ("<ana@example.org>: no", "<<address>>: no"),
-        ("to=änne@bücher.example, sorry", "to=änne@bücher.example, sorry"),
+        ("to änne@bücher.example, sorry", "to <address>, sorry"),
         ("line\r\nX-Evil: 1\x00\x1b[31m", "line X-Evil: 1 [31m"),
         ("call +4915112345678", "call <number>"),
         ("user Hunter2 unknown", "user <hidden> unknown"),
@@ -192,5 +192,5 @@ def test_errors_on_the_way(error: Exception, reason: Reason) -> None:
 )
 def test_scrubbing(text: str, clean: str) -> None:
     cleaned = scrub(text, hide=("hunter2", ""))
-    assert cleaned == clean or ("@" not in cleaned and "@" in text)
+    assert cleaned == clean
     cleaned.encode()

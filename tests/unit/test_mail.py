@@ -65,7 +65,8 @@ def test_bodies_come_back(text: str, html: str) -> None:
 
 @pytest.mark.parametrize("field", ["text", "html"])
 def test_one_body_is_no_multipart(field: str) -> None:
-    parsed = mail(subject="s", **{field: "hello\n.\n--=_a.d1.1--\nFrom x"})
+    content = {"subject": "s", field: "hello\n.\n--=_a.d1.1--\nFrom x"}
+    parsed = mail((), "", **content)
     assert not parsed.is_multipart()
     assert _lines(parsed.get_content()) == "hello\n.\n--=_a.d1.1--\nFrom x"
 

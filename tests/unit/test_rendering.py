@@ -44,25 +44,27 @@ def fault(template: str, field: str = "text", **data: Any) -> str:
     [
         ("Hi {{ recipient.name }}, {{ order_id }}", "Hi Ana, 7"),
         ("{{ data.order_id }} {{ data['order_id'] }} {{ event.type }}", "7 7 order.shipped"),
-        ("{% for item in rows %}{{ loop.index }}{{ item.name }}{% if not loop.last %},{% endif %}{% endfor %}", "1a,2b"),
+        ("{% for r in rows %}{{ loop.index }}{{ r.name }}{% if not loop.last %},{% endif %}{% endfor %}", "1a,2b"),
         ("{{ rows|map(attribute='name')|join('+') }}", "a+b"),
         ("{{ rows|sum(attribute='price') }}", "3"),
         ("{{ rows|length }} {{ rows|first|tojson }}", '2 {"name": "a", "price": 1}'),
         ("{{ order.items }} {{ order.keys() | list }}", "5 ['items']"),
         ("{{ missing|default('none') }}{{ '!' if missing is defined }}", "none"),
-        ("{% set total = namespace(v=0) %}{% for r in rows %}{% set total.v = total.v + r.price %}{% endfor %}{{ total.v }}", "3"),
+        ("{% set t = namespace(v=0) %}{% for r in rows %}{% set t.v = t.v + r.price %}{% endfor %}{{ t.v }}", "3"),
         ("{% macro b(x) %}*{{ x }}*{% endmacro %}{{ b('a') ~ b(order_id) }}", "*a**7*"),
         ("{% macro b() %}[{{ caller() }}]{% endmacro %}{% call b() %}x{% endcall %}", "[x]"),
         ("{% for r in tree recursive %}{{ r.n }}{% if r.c %}({{ loop(r.c) }}){% endif %}{% endfor %}", "1(2)"),
         ("{% filter upper %}a{% endfilter %}{% set z %}b{% endset %}{{ z }}", "Ab"),
         ("{{ 'a' * 3 }} {{ 2 ** 10 }} {{ 7 // 2 }} {{ 7 % 4 }} {{ -1 }} {{ 1.5 + 1 }}", "aaa 1024 3 3 -1 2.5"),
         ("{{ '%05.2f'|format(price) }} {{ price|round(1) }}", "03.14 3.1"),
-        ("{{ name.upper() }} {{ name[:2] }} {{ name.split('z') }} {{ name|replace('l', 'r') }}", "LIZA Li ['Li', 'a'] Liza"),
+        ("{{ name.upper() }} {{ name[:2] }} {{ name.split('z')|join }}", "LIZA Li Lia"),
+        ("{{ name|replace('i', 'u') }} {{ name|center(8) }}|", "Luza   Liza  |"),
         ("{{ event.time.strftime('%d.%m.%Y') }} {{ event.time.year }}", "22.11.2026 2026"),
-        ("{{ rows|groupby('name')|map('first')|list }} {{ rows|rejectattr('price', 'eq', 1)|list|length }}", "['a', 'b'] 1"),
+        ("{{ rows|groupby('name')|map('first')|list }}", "['a', 'b']"),
+        ("{{ rows|rejectattr('price', 'eq', 1)|list|length }}", "1"),
         ("{{ 'a' in name }} {{ 3 in [1, 2, 3] }} {{ name is in ['Liza'] }}", "True True True"),
         ("{{ rows|reverse|map(attribute='name')|list }} {{ order.values()|join }}", "['b', 'a'] 5"),
-        ("{% for k, v in order.items() if v > 1 %}{{ k }}{{ v }}{% endfor %}", "never"),
+        ("{% for k, v in stock.items() if v > 1 %}{{ k }}{{ v }}{% endfor %}", "b2"),
         ("{% with a = 1 %}{{ a }}{% endwith %}{{ range(3)|list }}{{ none }}", "1[0, 1, 2]None"),
         ("<b>{{ markup }}</b>", "<b><i></b>"),
     ],
@@ -70,12 +72,14 @@ def fault(template: str, field: str = "text", **data: Any) -> str:
 def test_what_templates_can_do(template: str, expected: str) -> None:
     data: dict[str, Any] = {
         "order_id": 7, "rows": [{"name": "a", "price": 1}, {"name": "b", "price": 2}], "price": 3.14159, "name": "Liza",
-        "order": {"items": 5}, "tree": [{"n": 1, "c": [{"n": 2, "c": []}]}], "markup": "<i>",
+        "order": {"items": 5}, "stock": {"a": 1, "b": 2}, "tree": [{"n": 1, "c": [{"n": 2, "c": []}]}], "markup": "<i>",
     }  # fmt: skip
-    if expected == "never":  # a field of the data comes before the method of its name
-        assert "not callable" in fault(template, **data)
-    else:
-        assert text(template, **data) == expected
+    assert text(template, **data) == expected
+
+
+def test_a_field_of_the_data_comes_before_the_method_of_its_name() -> None:
+    assert text("{{ order.items }}", order={"items": 5}) == "5"
+    assert "not callable" in fault("{{ order.items() }}", order={"items": 5})
 
 
 def test_html_alone_is_escaped() -> None:
@@ -177,11 +181,18 @@ def test_check_names_field_and_line(template: str, words: str) -> None:
         ("{{ recipient[secret] }}", "has no such item"),
         ("{{ secret + 1 }}", "line 1: can only concatenate str"),
         ("{{ 1 / 0 }}", "divides by zero"),
-        ("{{ secret|int(base=99) }}", "ValueError|hunter"),
+        ("{{ secret.index('z') }}", "fails with a ValueError"),
         ("{{ secret.format(1) }}", "access to attribute 'format'"),
         ("{{ ''.__class__ }}", "is unsafe"),
         ("{{ ''|attr('__class__') }}", "is unsafe"),
         ("{{ ''['__class__'] }}", "is unsafe"),
+        ("{{ ('a'|attr('ljust'))(10) }}", "is unsafe"),
+        ("{{ (['a']|map('attr', 'zfill')|first)(10) }}", "is unsafe"),
+        ("{{ (['a']|map(attribute='ljust')|first)(10) }}", "has no such item"),
+        ("{{ [recipient]|map(attribute='nope')|list }}", "has no such item"),
+        ("{{ range.__init__.__globals__ }}", "is unsafe"),
+        ("{{ namespace.__init__ }}", "is unsafe"),
+        ("{{ self }}", "a value of type"),
         ("{{ recipient.clear() }}", "clear"),
         ("{{ [].append(1) }}", "append"),
         ("{{ recipient.update({}) }}", "update"),
@@ -193,11 +204,8 @@ def test_check_names_field_and_line(template: str, words: str) -> None:
     ],
 )
 def test_faults_name_field_line_and_cause_and_no_value(template: str, words: str) -> None:
-    if "base=99" in template:
-        assert text(template, secret="hunter2") == "0"
-        return
     message = fault(template, secret="hunter2")
-    assert any(word in message for word in words.split("|"))
+    assert words in message
     assert "hunter2" not in message
 
 
@@ -208,7 +216,7 @@ def test_faults_name_field_line_and_cause_and_no_value(template: str, words: str
     ("template", "expected"),
     [
         ("{{ a }} {{ b.c }} {{ d[0] }}", ["a", "b", "d"]),
-        ("{{ data.x }} {{ data['y'] }} {{ data.get('z') }}", ["x"]),
+        ("{{ data.x }} {{ data['y'] }} {{ data.get('z') }}", ["x", "y"]),
         ("{{ recipient.name }} {{ event.id }} {{ data }} {{ range(3) }}", []),
         ("{{ a|default('x') }} {% if b is defined %}{{ b }}{% endif %}", []),
         ("{% if a %}{{ b }}{% else %}{{ c }}{% endif %}", ["a"]),
@@ -222,9 +230,8 @@ def test_faults_name_field_line_and_cause_and_no_value(template: str, words: str
 )
 def test_missing_names_are_those_used_for_certain(template: str, expected: list[str]) -> None:
     renderer = TemplateRenderer()
-    found = renderer.missing(Channel.SMS, {"text": template}, {})
-    assert [name for name in found if name != "y" or "['y']" not in template] == expected
-    assert renderer.missing(Channel.SMS, {"text": template}, dict.fromkeys([*expected, "y"])) == []
+    assert renderer.missing(Channel.SMS, {"text": template}, {}) == expected
+    assert renderer.missing(Channel.SMS, {"text": template}, dict.fromkeys(expected)) == []
 
 
 # --- bombs ----------------------------------------------------------------------------------------------------------
@@ -303,7 +310,7 @@ BOMBS = {
     "long sum": "{{ 1" + "+1" * 15000 + " }}",
     "long chain": "{{ 'a'" + "|upper" * 5000 + " }}",
     "deep ifs": "{% if 1 %}" * 1400 + "{% endif %}" * 1400,
-    "deep loops": "{% for a in [1] %}" * 100 + "{% endfor %}" * 100,
+    "deep loops": "{% for a in [1] %}" * 30 + "{% endfor %}" * 30,
     "many arguments": "{{ namespace(" + ",".join(f"a{i}=1" for i in range(9000)) + ") }}",
 }
 

@@ -29,10 +29,10 @@ def test_data_that_follows_the_schema() -> None:
 
 def test_faults_name_the_place_and_not_the_value() -> None:
     told = faults(SCHEMA, {"order_id": "hunter2", "code": "hunter2"})
-    assert told == [
-        'data.order_id: the value is not of type "integer"',
+    assert sorted(told) == [
         'data.code: the value does not match "^[A-Z]+$"',
-    ] or sorted(told)[0].startswith("data.code")
+        'data.order_id: the value is not of type "integer"',
+    ]
     assert "hunter2" not in str(told)
     assert faults(SCHEMA, {}) == ['data: "order_id" is a required property']
 
