@@ -446,8 +446,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return obj[attribute]
         if attribute in _ATTRIBUTES.get(type(obj), ()):
             return getattr(obj, attribute)
-        if isinstance(obj, Namespace | Undefined) and not attribute.startswith("_"):
-            return getattr(obj, attribute, None) if isinstance(obj, Undefined) else self._of_namespace(obj, attribute)
+        if isinstance(obj, Undefined):
+            str(obj)  # raises what is wrong with it
+        if isinstance(obj, Namespace) and not attribute.startswith("_"):
+            return self._of_namespace(obj, attribute)
         if hasattr(type(obj), attribute):
             return self.unsafe_undefined(obj, attribute)
         return self.undefined(obj=obj, name=attribute)

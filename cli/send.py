@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
@@ -43,7 +44,7 @@ class WaitingCommand(TyperCommand):
 def with_limit(args: Sequence[str]) -> list[str]:
     """The arguments, a number after each `--wait`."""
     full: list[str] = []
-    for argument, following in zip(args, [*args[1:], ""], strict=True):
+    for argument, following in zip_longest(args, args[1:], fillvalue=""):
         full.append(argument)
         if argument == "--wait" and not re.fullmatch(r"\d+(\.\d+)?", following):
             full.append(str(WAIT_SECONDS))

@@ -4,6 +4,8 @@ Heavy modules are imported inside functions, so that `notipy --help` answers at 
 """
 
 import asyncio
+import logging
+import re
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,6 +41,8 @@ def load(ctx: typer.Context) -> "Settings":
 
     chosen = ctx.find_root().obj
     configure_logging(LoggingSettings(level="warning"))
+    for client in ("aio_pika", "aiormq"):  # what it would log of a failed connection, the command tells
+        logging.getLogger(client).setLevel(logging.CRITICAL)
     try:
         return load_settings(chosen.config if isinstance(chosen, Globals) else None)
     except SettingsError as error:
@@ -123,17 +127,25 @@ def database_failure(settings: "Settings", error: Exception) -> CommandFailed:
 
 def broker_failure(settings: "Settings", error: Exception) -> CommandFailed:
     """What is told of an error of RabbitMQ or its client."""
+    url, words = settings.masked()["amqp_url"], _shortened(error)
+    if "Connection.OpenOk" in words:  # all that the client says of a virtual host that is not there
+        words = "there is no such virtual host, or this user may not use it"
+    return CommandFailed(f"RabbitMQ at {url}: {words}", _broker_advice(error, words))
+
+
+def _broker_advice(error: Exception, words: str) -> str:
     from aio_pika.exceptions import ChannelPreconditionFailed
 
-    url = settings.masked()["amqp_url"]
     if isinstance(error, ChannelPreconditionFailed):
-        advice = "Something of that name was declared otherwise: `notipy topology --check` shows what."
-    else:
-        advice = f"See that it runs and that amqp_url (NOTIPY_AMQP_URL) names it. {START_SERVERS}"
-    return CommandFailed(f"RabbitMQ at {url}: {_shortened(error)}", advice)
+        return "Something of that name was declared otherwise: `notipy topology --check` shows what."
+    if "ACCESS_REFUSED" in words:
+        return "See that user and password of amqp_url (NOTIPY_AMQP_URL) are right, and what the user may do."
+    if "virtual host" in words:
+        return "`rabbitmqctl add_vhost` and `rabbitmqctl set_permissions` make one, or correct amqp_url."
+    return f"See that it runs and that amqp_url (NOTIPY_AMQP_URL) names it. {START_SERVERS}"
 
 
 def _shortened(error: Exception) -> str:
-    """The error's first sentence: a driver's own words go on with the state of its whole topology."""
-    text = str(error).split(", Timeout:")[0].split(", full error:")[0].splitlines()
-    return (text[0] if text else "")[:300] or type(error).__name__
+    """The error's first sentence: a driver's own words go on with its timeouts and the state of its topology."""
+    words = re.split(r" \(configured timeouts|, Timeout:|, full error:|\n", str(error))[0]
+    return words[:300] or type(error).__name__

@@ -27,8 +27,11 @@ from domain.text import MAX_FAULTS, Fault
 from domain.vocabulary import Channel, Lane, Reason
 
 T = TypeVar("T")
-OUTAGES = (AMQPError, ConnectionError, TimeoutError, ChannelInvalidStateError)
-"""What a publish meets while the broker is away or refuses (a full queue): waited out."""
+OUTAGES = (AMQPError, ConnectionError, TimeoutError, ChannelInvalidStateError, RuntimeError)
+"""What a publish meets while the broker is away or refuses (a full queue): waited out, and told each time.
+
+aio-pika raises RuntimeError for a connection that is being restored (its robust_connection.py).
+"""
 CONFIRM_TIMEOUT = 30.0
 """Seconds without a confirmation after which a publish is repeated; the client's own timeout does not end one."""
 WINDOW = 500

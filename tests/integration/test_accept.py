@@ -174,7 +174,8 @@ async def test_bad_messages_are_explained_and_stop_nobody(config: dict[str, Any]
     assert set(reasons) == {"not_json", "too_large", "too_deep", "invalid"}
 
 
-async def test_ten_thousand_recipients(settings: Settings, stack: Stack, smtp: SmtpSink) -> None:
+async def test_ten_thousand_recipients(config: dict[str, Any], stack: Stack) -> None:
+    settings = Settings.model_validate({**config, "sweeper": {"overdue": "5m"}})
     await stack.apply({**ORDER_SHIPPED, "channels": {"sms": {"text": "{{ order_id }}"}}})
     people = [{"phone": f"+49151{number:08d}"} for number in range(10_000)]
     async with running(settings):
