@@ -12,11 +12,11 @@ from typing import Any
 import aio_pika
 import structlog
 from aio_pika.abc import AbstractRobustConnection
-from channels.registry import make_provider
-from channels.schema import JsonSchemaCheck
 from yarl import URL
 
+from channels.registry import make_provider
 from channels.rendering import TemplateRenderer
+from channels.schema import JsonSchemaCheck
 from config.settings import ChannelSettings, Settings, SettingsError
 from consumers.handlers import CommandHandler, DeliveryHandler, EventHandler, Settling
 from consumers.health import Health, Page
@@ -350,7 +350,7 @@ def background(stack: AsyncExitStack, work: Callable[[], Any], name: str) -> Non
         while True:
             try:
                 await work()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - logged, and the work begun again
                 log.error("background.failed", work=name, error=place_of(error))
             await asyncio.sleep(1)
 

@@ -48,7 +48,7 @@ class Settling:
     async def _guarded(self, message: AbstractIncomingMessage) -> None:
         try:
             await self._handle(message)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged, and the message parked
             log.error("message.handler_failed", role=self._role, error=place_of(error))
             fault = Fault("", f"a fault of NotiPy's own: {place_of(error)}")
             await self._queue.reject(incoming(message), Reason.INTERNAL_ERROR, [fault], self._role)

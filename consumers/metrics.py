@@ -13,7 +13,7 @@ from domain.accept import Accepted, Duplicate, Rejected, Unmatched, Verdict
 from domain.deliver import Late, NotClaimed, Result, Settled
 from domain.delivery import Delivery
 from domain.sweep import Swept
-from domain.vocabulary import Channel, State
+from domain.vocabulary import IN_FLIGHT, Channel, State
 
 _SEND_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 1800, 7200, 43200)
@@ -99,13 +99,11 @@ class Metrics:
 
     def standing(self, counts: Mapping[tuple[Channel, State], int], oldest: datetime | None) -> None:
         """Show what the database holds."""
-        self._pending.clear()
-        self._failed.clear()
-        for (channel, state), count in counts.items():
-            if state is State.FAILED:
-                self._failed.labels(str(channel)).set(count)
-            else:
-                self._pending.labels(str(channel), str(state)).set(count)
+        # every combination, also those that are none: what several processes show cannot be taken back, only set
+        for channel in Channel:
+            self._failed.labels(str(channel)).set(counts.get((channel, State.FAILED), 0))
+            for state in IN_FLIGHT:
+                self._pending.labels(str(channel), str(state)).set(counts.get((channel, state), 0))
         overdue = (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
         self.overdue.set(max(0.0, overdue))
 

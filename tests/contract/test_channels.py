@@ -661,7 +661,7 @@ async def test_any_channel_into_a_file(channel: Channel, tmp_path: Path) -> None
     message = Message("d1", "d1/1", channel, recipient, content, CREATED)
     await provider.send(message)
     answer = await provider.send(message)  # the second attempt writes the same file
-    (path,) = tmp_path.rglob("*.txt")  # noqa: ASYNC240
+    (path,) = tmp_path.rglob("*.txt")
     assert path == tmp_path / channel / "20261122T170000-d1-1.txt"
     assert path.name in answer
     text = path.read_text("utf-8")
