@@ -56,7 +56,7 @@ def demo_command() -> None:
             f"The servers' logs are in {HOME / 'log'}; what was sent is in {_shortest(host.directory)}.",
         )
     say(Text(f"\nEverything is as it should be, after {time.monotonic() - begun:.0f} s.", "green"))
-    say("The servers are stopped. `make run` starts the same and leaves it running, for messages of your own.")
+    say("Nothing is left running. `make run` starts the same and stays, for your own messages.")
 
 
 def run_embedded() -> None:
@@ -97,7 +97,7 @@ async def _demo(host: Host, console: Console) -> Sequence[Check]:
         dead = await dead_letters(core, refused, rejected.id)
         _heading("What could not be delivered is parked")
         _show_dead(dead)
-        _heading("The mailbox has been created meanwhile: replay, as `notipy dead replay --channel email` does")
+        _heading("The mailbox has been created meanwhile: notipy dead replay --channel email")
         replayed = await treat(core, refused, "replayed", Report(as_json=False, shown=0), dry_run=False)
         await watch.until_settled(replayed=True)
         _heading("How they ended")

@@ -80,7 +80,7 @@ def _deliveries(watch: Watch) -> Iterator[Check]:
 def _parked(dead: DeadLetters, replayed: Done) -> Iterator[Check]:
     failed, treated, removed = len(dead.failed), replayed.treated, replayed.removed
     yield Check(
-        f"{PARKED_EMAIL} held the mail that was refused with 550, until it was replayed",
+        f"{PARKED_EMAIL} held the mail refused with 550, until its replay",
         failed == treated == 1 and dead.messages > 0 and removed > 0,
         f"{failed} failed, {dead.messages} in the queue; {treated} replayed, {removed} removed",
     )
@@ -98,7 +98,7 @@ def _sent_once(play: Playground, watch: Watch) -> Iterator[Check]:
     answers = [f"{call.status}{'' if call.verified else ' unsigned'}" for call in play.webhooks.calls]
     same = len({call.webhook_id for call in play.webhooks.calls}) == 1
     yield Check(
-        "the webhook was called twice under one id, its signature right both times",
+        "the webhook was called twice under one id, signed right both times",
         answers == ["503", "204"] and same,
         ", ".join(answers),
     )
