@@ -3,6 +3,7 @@
 A content field may be `{file: name}`: read from the definition's own folder or one below the PATH that was given.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,9 @@ def _load_file(file: Path, root: Path, catalog: Catalog, renderer: TemplateRende
 # ---------------------------------------------------------------------------------------------------------------
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 class _Loader(yaml.SafeLoader):
     """YAML with JSON's scalars: `on` is a word and not True, a date is a text. A key that stands twice is a fault."""
 
@@ -107,6 +111,8 @@ class _Loader(yaml.SafeLoader):
         """A mapping whose keys are texts, each of them once."""
         seen: set[Any] = set()
         for key, _ in node.value:
+            if key.tag == _MERGE:
+                continue
             name = self.construct_object(key, deep=True)
             if not isinstance(name, str):
                 raise yaml.constructor.ConstructorError(None, None, "a key should be a text: quote it", key.start_mark)
@@ -154,7 +160,7 @@ def _documents(file: Path) -> Iterator[_Document]:
             node = loader.get_node()
             value = loader.construct_document(node)
             if value is not None:
-                _bounded(value)
+                _check_values(value)
                 yield _Document(value, node)
     except RecursionError:
         raise _Unusable("is nested too deeply") from None
@@ -162,10 +168,13 @@ def _documents(file: Path) -> Iterator[_Document]:
         loader.dispose()
 
 
-def _bounded(value: Any) -> None:
+def _check_values(value: Any) -> None:
+    """Refuse what does not end, and numbers that JSON does not have."""
     left, level = MAX_VALUES, [value]
     while level:
         item = level.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            raise _Unusable("has a number that is infinite or none")
         inner = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
         left -= len(inner)
         if left < 0:
@@ -299,7 +308,7 @@ def _separate(error: ValidationError) -> Iterator[tuple[str, str]]:
     """Field and fault; those of several channels, which the definition tells together, one by one."""
     for fault in faults_of(error):
         if fault.field or not fault.fault.startswith("channels."):
-            yield fault.field, fault.fault
+            yield fault.field.removesuffix(".[key]"), fault.fault
             continue
         for part in fault.fault.split("; channels."):
             path, _, text = part.removeprefix("channels.").partition(": ")

@@ -156,12 +156,13 @@ def _empty(directory: Path) -> None:
 
 def _named_by_environment(directory: Path) -> set[str]:
     """The settings that the environment gives: those that stand in no file and are set all the same."""
-    nothing = directory / "nothing.yaml"
-    nothing.write_text("{}\n")
+    provider = {"name": "none", "kind": "file"}  # so that the environment may say a part of a channel
+    probe = directory / "notipy.yaml"
+    probe.write_text(yaml.safe_dump({"channels": {str(channel): {"providers": [provider]} for channel in Channel}}))
     try:
-        return load_settings(nothing).model_fields_set
+        return load_settings(probe).model_fields_set
     finally:
-        nothing.unlink()
+        probe.unlink()
 
 
 def _local_providers(directory: Path, smtp_url: str, secret: str) -> Callable[[str], dict[str, Any]]:

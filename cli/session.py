@@ -84,15 +84,14 @@ async def broker(settings: "Settings") -> AsyncIterator["AbstractConnection"]:
     Raises:
         CommandFailed: it cannot be reached, or refuses.
     """
-    import aio_pika
+    from aio_pika import Connection
+    from yarl import URL
 
-    from consumers.app import amqp_url
+    from consumers.app import amqp_url, connected
 
     with _broker_told(settings):
-        connection = await aio_pika.connect(
-            amqp_url(settings), timeout=10, client_properties={"connection_name": "notipy cli"}
-        )
-        async with connection:
+        opening = Connection(URL(amqp_url(settings)), client_properties={"connection_name": "notipy cli"})
+        async with await connected(opening) as connection:
             yield connection
 
 

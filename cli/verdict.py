@@ -72,7 +72,7 @@ def _deliveries(watch: Watch) -> Iterator[Check]:
     rows = watch.rows(replayed=True)
     wrong = [row for row in rows if not row.right]
     found = "; ".join(f"{row} (should be {row.expected})" for row in wrong)
-    yield Check(f"{len(rows)} deliveries ended as they should", not wrong, found)
+    yield Check(f"each of {len(rows)} deliveries ended as it should", not wrong, found)
     surplus = "; ".join(f"{each.event_id} {each.channel} to {each.recipient_key}" for each in watch.surplus())
     yield Check("no other delivery came of these events", not surplus, surplus)
 

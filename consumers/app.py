@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-import aio_pika
 import structlog
-from aio_pika.abc import AbstractRobustConnection
+from aio_pika import RobustConnection
+from aio_pika.abc import AbstractConnection, AbstractRobustConnection
 from yarl import URL
 
 from channels.registry import make_provider
@@ -43,6 +43,8 @@ from storage.leadership import MongoLeadership
 log = structlog.get_logger()
 HEARTBEAT_SECONDS = 10
 """Of AMQP: a dead peer is noticed after three of them."""
+CONNECT_SECONDS = 10.0
+AnyConnection = TypeVar("AnyConnection", bound=AbstractConnection)
 EVENTS_ROLE, SWEEPER_ROLE = "events", "sweeper"
 
 
@@ -152,14 +154,21 @@ def amqp_url(settings: Settings) -> str:
     return str(url if "heartbeat" in url.query else url.update_query(heartbeat=HEARTBEAT_SECONDS))
 
 
+async def connected(connection: AnyConnection) -> AnyConnection:
+    """Connect; one that fails is closed, because one that is merely forgotten complains of it when it is collected."""
+    try:
+        await connection.connect(timeout=CONNECT_SECONDS)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
 async def _connect(settings: Settings, wait: bool, name: str) -> AbstractRobustConnection:
+    url = URL(amqp_url(settings)).update_query(reconnect_interval=RECONNECT_SECONDS)
+
     async def connecting() -> AbstractRobustConnection:
-        return await aio_pika.connect_robust(
-            amqp_url(settings),
-            reconnect_interval=RECONNECT_SECONDS,
-            timeout=10,
-            client_properties={"connection_name": name},
-        )
+        return await connected(RobustConnection(url, client_properties={"connection_name": name}))
 
     if not wait:
         return await connecting()

@@ -61,8 +61,10 @@ class Metrics:
     def accepted(self, verdict: Verdict) -> None:
         """Count what became of an event."""
         match verdict:
-            case Accepted():
+            case Accepted(_, _, final):
                 outcome, reason = "accepted", ""
+                for (channel, state, why), count in final.items():
+                    self._deliveries.labels(str(channel), "", str(state), str(why)).inc(count)
             case Unmatched():
                 outcome, reason = "unmatched", ""
             case Duplicate():
@@ -72,10 +74,6 @@ class Metrics:
             case _:  # pragma: no cover
                 assert_never(verdict)
         self._events.labels(outcome, reason).inc()
-
-    def planned_final(self, delivery: Delivery) -> None:
-        """Count a delivery that was final as soon as it was planned."""
-        self._deliveries.labels(str(delivery.channel), "", str(delivery.state), str(delivery.reason)).inc()
 
     def delivered(self, result: Result) -> None:
         """Count what became of a work order."""
@@ -114,5 +112,5 @@ class Metrics:
         self._send.labels(channel, provider).observe(seconds)
         if delivery.state.final:
             self._deliveries.labels(*labels).inc()
-        if delivery.state is State.SENT:
+        if delivery.state is State.SENT and delivery.epoch == 1:  # a replay comes whenever an operator wants it
             self._latency.labels(channel).observe((delivery.updated_at - delivery.created_at).total_seconds())

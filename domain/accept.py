@@ -1,7 +1,8 @@
 """The use case of the events queue: accept an event, plan its deliveries, store and dispatch them."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -15,7 +16,7 @@ from domain.plan import Planner
 from domain.ports import Catalog, Deliveries, DispatchQueue, Events, Now, StoredEvent
 from domain.stored import read_event
 from domain.text import Fault
-from domain.vocabulary import EventState, Reason, State
+from domain.vocabulary import Channel, EventState, Reason, State
 
 BATCH = 500
 """Deliveries planned, stored and dispatched at a time: one insert of 500 costs a 25th of 500 inserts."""
@@ -27,10 +28,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Stored; its deliveries are on their way."""
+    """Stored; its deliveries are on their way, but for those that were final as soon as they were planned."""
 
     event: Event
     planned: int
+    final: Mapping[tuple[Channel, State, Reason], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +124,14 @@ class Accept:
 
     async def _carry_out(self, event: Event, notifications: Sequence[Notification]) -> Verdict:
         planned, data = 0, travelling(event)
+        final: Counter[tuple[Channel, State, Reason]] = Counter()
         for batch in batches(self.planner.plan(event, notifications, self.now()), BATCH):
             await self.deliveries.add(batch)
             await asyncio.gather(*(self._start(delivery, data) for delivery in batch))
             planned += len(batch)
+            final.update((each.channel, each.state, each.reason) for each in batch if each.state.final)
         await self.events.settle(event.key, EventState.PLANNED if planned else EventState.UNMATCHED, planned)
-        return Accepted(event, planned) if planned else Unmatched(event)
+        return Accepted(event, planned, final) if planned else Unmatched(event)
 
     async def _start(self, delivery: Delivery, event: EventData | None) -> None:
         if delivery.state is State.QUEUED:

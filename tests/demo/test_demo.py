@@ -21,9 +21,9 @@ NOTIPY = Path(sys.executable).with_name("notipy")
 
 
 @contextmanager
-def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def started(folder: Path, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
     """A command in a folder of its own, at the head of its own session; killed if the test leaves it running."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("NOTIPY_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NOTIPY_")} | settings
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
             [NOTIPY, *arguments], cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
@@ -87,6 +87,14 @@ def event_id(path: Path) -> str:
     found = re.search(r'"id": "([^"]+)"', path.read_text(encoding="utf-8"))
     assert found
     return found[1]
+
+
+def test_the_demo_fails_where_a_delivery_does_not_end_as_it_should(tmp_path: Path) -> None:
+    with started(tmp_path, "demo", NOTIPY_CHANNELS__EMAIL__RETRY='["500ms"]') as demo:
+        told = end(demo, tmp_path)
+    assert demo.returncode == 1, told
+    assert "✗ ord-1044-shipped" in told
+    assert "ord-1044-shipped email to user-9: failed, attempt 2, epoch 1 (should be sent, attempt 3, epoch 1)" in told
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,355 @@
+"""The real command as a process of its own, against real servers: what it prints, and its exit code."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from config.settings import Settings
+from consumers.app import running
+from deploy.smtp_sink import SmtpSink
+from domain.vocabulary import Reason, State
+from tests.running import ORDER_SHIPPED, Stack, order
+from tests.waiting import eventually
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Notipy = Callable[..., Coroutine[Any, Any, Ended]]
+
+
+def as_file(settings: Settings, folder: Path) -> Path:
+    document = settings.model_dump(mode="json") | {
+        "amqp_url": settings.amqp_url.get_secret_value(),
+        "mongo_url": settings.mongo_url.get_secret_value(),
+    }
+    file = folder / "notipy.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return file
+
+
+@pytest.fixture
+def notipy(settings: Settings, tmp_path: Path) -> Notipy:
+    file = as_file(settings, tmp_path)
+
+    async def run(*args: str, stdin: str = "", config: Path = file) -> Ended:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cli.main", "--config", str(config), *args),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate(stdin.encode())
+        return Ended(process.returncode or 0, out.decode(), err.decode())
+
+    return run
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Path:
+    folder = tmp_path / "catalog"
+    folder.mkdir()
+    (folder / "order-shipped.yaml").write_text(yaml.safe_dump(dict(ORDER_SHIPPED)))
+    (folder / "hello.yaml").write_text("name: hello\non: shop.hello\nchannels: {sms: {text: Hi}}\n")
+    return folder
+
+
+async def test_a_catalog_is_planned_applied_listed_changed_and_pruned(notipy: Notipy, catalog: Path) -> None:
+    planned = await notipy("apply", str(catalog), "--dry-run", "--json")
+    assert planned.records == [
+        {"name": "hello", "action": "new", "version": 1},
+        {"name": "order-shipped", "action": "new", "version": 1},
+    ]
+    assert (await notipy("notifications", "list", "--json")).out == ""
+    assert (await notipy("apply", str(catalog))).code == 0
+    (catalog / "hello.yaml").unlink()
+    shipped = catalog / "order-shipped.yaml"
+    shipped.write_text(shipped.read_text().replace("Hello", "Dear"))
+    applied = await notipy("apply", str(catalog), "--prune", "--json")
+    assert applied.records == [
+        {"name": "hello", "action": "removed", "version": 1},
+        {"name": "order-shipped", "action": "changed", "version": 2},
+    ]
+    assert [r["name"] for r in (await notipy("notifications", "list", "--search", "DEAR", "--json")).records] == [
+        "order-shipped"
+    ]
+    old = await notipy("notifications", "show", "order-shipped", "--version", "1", "--json")
+    assert "Hello" in old.records[0]["channels"]["email"]["text"]
+
+
+async def test_a_faulty_catalog_changes_nothing(notipy: Notipy, catalog: Path) -> None:
+    (catalog / "bad.yaml").write_text("name: bad\non: x\nchannels: {sms: {text: '{{ x'}}\n")
+    refused = await notipy("apply", str(catalog))
+    assert refused.code == 2
+    assert f"{catalog}/bad.yaml:3: channels.sms.text: line 1" in refused.err
+    assert (await notipy("notifications", "list", "--json")).out == ""
+
+
+async def test_notifications_are_paged_shown_and_deleted(notipy: Notipy, catalog: Path) -> None:
+    await notipy("apply", str(catalog))
+    first = await notipy("notifications", "list", "--limit", "1", "--json")
+    assert [record["name"] for record in first.records] == ["hello"]
+    assert "--after hello" in first.err
+    rest = await notipy("notifications", "list", "--after", "hello", "--json")
+    assert [record["name"] for record in rest.records] == ["order-shipped"]
+    assert (await notipy("notifications", "delete", "hello")).code == 0
+    assert (await notipy("notifications", "delete", "hello")).code == 1
+    assert (await notipy("notifications", "show", "hello")).code == 1
+
+
+async def test_a_preview_sends_nothing_and_tells_faults(notipy: Notipy, catalog: Path) -> None:
+    await notipy("apply", str(catalog))
+    shown = await notipy(
+        "render", "order-shipped", "--channel", "email", "--data", "-", "--json", stdin='{"order_id": 7}'
+    )
+    assert shown.records == [
+        {"name": "order-shipped", "channel": "email", "subject": "Order 7 shipped", "text": "Hello Ana Example"}
+    ]
+    refused = await notipy("render", "order-shipped", "--channel", "email")
+    assert (refused.code, refused.out) == (1, "")
+    assert "data.order_id: is missing" in refused.err
+    unapplied = await notipy("render", "hello", "--channel", "sms", "--catalog", str(catalog), "--json")
+    assert unapplied.records[0]["text"] == "Hi"
+
+
+async def test_an_event_is_sent_and_followed_to_its_end(notipy: Notipy, settings: Settings, stack: Stack) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    args = (
+        "send",
+        "--key",
+        "shop.order.shipped",
+        "--id",
+        "ord-1",
+        "--data",
+        '{"order_id": 1}',
+        "--wait",
+        "30",
+        "--json",
+    )
+    async with running(settings):
+        sent = await notipy(*args, "--to", "ana@example.org")
+        bad = await notipy("send", "--key", "shop.nothing", "--to", "ana@example.org", "--wait", "30")
+    assert sent.code == 0
+    (record,) = sent.records
+    assert (record["event_id"], record["state"], record["recipient"]) == ("ord-1", "sent", {"email": "ana@example.org"})
+    assert bad.code == 1
+    assert "No notification is on shop.nothing" in bad.err
+    shown = await notipy("events", "show", "shop", "ord-1", "--body", "--json")
+    (event,) = shown.records
+    assert (event["state"], event["states"], len(event["deliveries"])) == ("planned", {"sent": 1}, 1)
+    assert json.loads(event["body"])["data"] == {"order_id": 1}
+
+
+async def test_without_a_consumer_waiting_ends(notipy: Notipy) -> None:
+    waited = await notipy("send", "--key", "shop.x", "--to", "ana@example.org", "--wait", "0")
+    assert waited.code == 1
+    assert "no consumer has taken it yet" in waited.err
+    assert (await notipy("events", "show", "shop", "ord-1")).code == 1
+
+
+async def test_deliveries_are_paged_by_cursor_and_shown_with_their_attempts(
+    notipy: Notipy, settings: Settings, stack: Stack
+) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    recipients = [{"email": f"{name}@example.org"} for name in ("fail-451-2", "ben", "cleo")]
+    async with running(settings):
+        event = await stack.publish({**order(), "recipients": recipients})
+        await stack.final(event, count=3)
+    listing = ("deliveries", "list", "--event", "shop", event, "--limit", "2", "--json")
+    first = await notipy(*listing)
+    cursor = first.err.split("--after ")[1].strip()
+    second = await notipy(*listing, "--after", cursor)
+    assert second.err == ""
+    records = [*first.records, *second.records]
+    assert {record["recipient"]["email"] for record in records} == {each["email"] for each in recipients}
+    retried = next(record for record in records if record["recipient"]["email"].startswith("fail"))
+    assert [attempt["state"] for attempt in retried["attempts"]] == ["retrying", "retrying", "sent"]
+    shown = await notipy("deliveries", "show", retried["id"])
+    assert shown.code == 0
+    assert shown.out.count("mailbox_unavailable") == 2
+    assert (await notipy("deliveries", "show", "nothing")).code == 1
+
+
+async def test_held_deliveries_are_cancelled_by_their_ids(notipy: Notipy, settings: Settings, stack: Stack) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    async with running(settings):
+        event = await stack.publish({**order(), "send_at": "2100-01-01T00:00:00Z"})
+        held = await stack.reach(event, State.HELD)
+    listed = await notipy("deliveries", "list", "--state", "held", "--json")
+    assert [record["id"] for record in listed.records] == [held.id]
+    assert (await notipy("deliveries", "cancel", "-", stdin=f"{held.id}\n")).code == 0
+    again = await notipy("deliveries", "cancel", held.id, "--json")
+    assert (again.code, again.records[0]["why"]) == (1, "it is cancelled already")
+
+
+async def test_failed_deliveries_are_listed_replayed_and_dropped(
+    notipy: Notipy, settings: Settings, stack: Stack, smtp: SmtpSink
+) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    async with running(settings):
+        once = await stack.publish(order("refuse-552-1@example.org"))
+        ever = await stack.publish(order("reject-550@example.org"))
+        await stack.final(once)
+        await stack.final(ever)
+        await eventually(lambda: _holds(stack, "notipy.dead.email", 2))
+        listed = await notipy("dead", "list", "--channel", "email", "--json")
+        assert {record["event_id"] for record in listed.records} == {once, ever}
+        dry = await notipy("dead", "replay", "--channel", "email", "--dry-run", "--json")
+        assert [record["dry_run"] for record in dry.records] == [True, True]
+        assert not smtp.mails
+        replayed = await notipy("dead", "replay", "--channel", "email", "--json")
+        assert {(record["action"], record["epoch"]) for record in replayed.records} == {("replayed", 2)}
+        await stack.reach(once, State.SENT)
+        assert len(smtp.mails) == 1
+        await eventually(lambda: _failed_in(stack, ever, epoch=2))
+        await eventually(lambda: _holds(stack, "notipy.dead.email", 1))
+    dropped = await notipy("dead", "drop", "--reason", "recipient_rejected")
+    assert dropped.out.splitlines()[0] == "1 delivery dropped."
+    assert await stack.depth("notipy.dead.email") == 0
+    (delivery,) = await stack.deliveries(ever)
+    assert (delivery.state, delivery.reason) == (State.CANCELLED, Reason.DROPPED)
+
+
+async def _holds(stack: Stack, queue: str, count: int) -> bool:
+    return await stack.depth(queue) == count
+
+
+async def _failed_in(stack: Stack, event: str, *, epoch: int) -> bool:
+    (delivery,) = await stack.deliveries(event)
+    return (delivery.state, delivery.epoch) == (State.FAILED, epoch)
+
+
+async def test_hundreds_are_replayed_once_by_two_operators(notipy: Notipy, settings: Settings, stack: Stack) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    recipients = [{"email": f"reject-550@{number}.example.org"} for number in range(300)]
+    async with running(settings):
+        event = await stack.publish({**order(), "recipients": recipients})
+        await stack.final(event, count=300)
+        await eventually(lambda: _holds(stack, "notipy.dead.email", 300))
+    ended = await asyncio.gather(*(notipy("dead", "replay", "--channel", "email", "--json") for _ in range(2)))
+    replayed = [r["id"] for each in ended for r in each.records if r["action"] == "replayed"]
+    assert len(replayed) == len(set(replayed)) == 300
+    assert {delivery.epoch for delivery in await stack.deliveries(event)} == {2}
+    await eventually(lambda: _holds(stack, "notipy.dead.email", 0))
+
+
+async def test_dead_events_are_listed_replayed_and_dropped(notipy: Notipy, settings: Settings, stack: Stack) -> None:
+    async with running(settings):
+        await stack.publish(b"no json", message_id="bad-1")
+        await stack.publish({"data": {}}, message_id="bad-2", key="other.thing")
+        await eventually(lambda: _holds(stack, "notipy.dead.events", 2))
+    listed = await notipy("dead", "list", "--json")
+    assert {(r["message_id"], r["reason"]) for r in listed.records} == {("bad-1", "not_json"), ("bad-2", "invalid")}
+    faults = next(r["detail"] for r in listed.records if r["message_id"] == "bad-2")
+    assert [fault["field"] for fault in faults] == ["recipients"]
+    replayed = await notipy("dead", "replay", "--channel", "events", "--source", "other")
+    assert replayed.out.splitlines()[0] == "1 dead event replayed."
+    assert (await stack.depth("notipy.dead.events"), await stack.depth("notipy.events")) == (1, 1)
+    dropped = await notipy("dead", "drop", "--channel", "events", "--json")
+    assert [record["message_id"] for record in dropped.records] == ["bad-1"]
+    assert await stack.depth("notipy.dead.events") == 0
+
+
+async def test_the_topology_is_checked_and_declared(notipy: Notipy) -> None:
+    missing = await notipy("topology", "--check")
+    assert missing.code == 1
+    assert "missing" in missing.err
+    assert (await notipy("topology", "--declare")).code == 0
+    checked = await notipy("topology", "--check", "--json")
+    assert checked.code == 0
+    events = next(r for r in checked.records if (r["kind"], r["name"]) == ("queue", "notipy.events"))
+    assert (events["bound_to"], events["key"], events["messages"], events["consumers"]) == ("notipy.events", "#", 0, 0)
+
+
+async def test_a_queue_that_was_declared_otherwise_differs(notipy: Notipy, stack: Stack) -> None:
+    await stack.channel.queue_delete("notipy.dead.sms")
+    await stack.channel.declare_queue("notipy.dead.sms", durable=True)
+    checked = await notipy("topology", "--check", "--json")
+    assert checked.code == 1
+    assert [r["name"] for r in checked.records if r["state"] != "present"] == ["notipy.dead.sms"]
+    sent = await notipy("send", "--key", "shop.x", "--to", "ana@example.org")
+    assert sent.code == 1
+    assert "`notipy topology --check` shows what" in sent.err
+
+
+async def test_the_audit_finds_what_is_overdue(notipy: Notipy, settings: Settings, stack: Stack) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    in_order = await notipy("audit", "--json")
+    assert (in_order.code, in_order.records[0]["in_order"]) == (0, True)
+    async with running(settings, ["events"]):  # nobody delivers, and no sweeper looks after it
+        event = await stack.publish(order())
+        delivery = await stack.reach(event, State.QUEUED)
+    await stack.core.deliveries.postpone([delivery.id], delivery.created_at.replace(year=2020))
+    late = await notipy("audit", "--json")
+    assert (late.code, late.records[0]["overdue"]) == (1, 1)
+    assert late.records[0]["states"] == {"email": {"queued": 1}}
+
+
+async def test_the_doctor_masks_secrets_and_says_what_fails(
+    notipy: Notipy, settings: Settings, stack: Stack, tmp_path: Path
+) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    good = await notipy("doctor", "--json")
+    found = {record["check"]: record["result"] for record in good.records}
+    assert good.code == 0
+    assert found.pop("consumers") == "warning"
+    assert set(found.values()) == {"ok"}
+    assert "whsec_" not in good.out
+    assert "guest:guest" not in good.out
+    file = tmp_path / "wrong.yaml"
+    wrong = {"name": "gone", "kind": "smtp", "url": "smtp://u:geheim@127.0.0.1:1?tls=none", "from": "a@example.org"}
+    document = yaml.safe_load(as_file(settings, tmp_path).read_text()) | {"channels": {"sms": {"providers": [wrong]}}}
+    file.write_text(yaml.safe_dump(document | {"amqp_url": "amqp://nobody:geheim@127.0.0.1:1/"}))
+    bad = await notipy("doctor", config=file)
+    assert bad.code == 1
+    assert "geheim" not in bad.out + bad.err
+    for told in (
+        "✗ broker:",
+        "✗ catalog: its notifications use channels that have no provider: email",
+        "✗ provider sms",
+    ):
+        assert told in bad.out
+
+
+@pytest.mark.parametrize("command", [("audit",), ("notifications", "list"), ("deliveries", "list")])
+async def test_what_reads_mongodb_alone_does_not_need_the_broker(
+    notipy: Notipy, settings: Settings, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    file = as_file(settings, tmp_path)
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"amqp_url": "amqp://127.0.0.1:1/"}))
+    assert (await notipy(*command)).code == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"amqp_url": "amqp://me:geheim@127.0.0.1:1/"}, "RabbitMQ at amqp://me:***@127.0.0.1:1/"),
+        ({"mongo_url": "mongodb://me:geheim@127.0.0.1:1/x"}, "MongoDB at mongodb://me:***@127.0.0.1:1/x"),
+    ],
+)
+async def test_a_server_that_cannot_be_reached_is_told_with_what_to_do(
+    notipy: Notipy, settings: Settings, tmp_path: Path, setting: dict[str, str], told: str
+) -> None:
+    file = as_file(settings, tmp_path)
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | setting))
+    ended = await notipy("deliveries", "cancel", "x")
+    assert ended.code == 1
+    assert told in ended.err
+    assert "What to do:" in ended.err
+    assert "Traceback" not in ended.err
+    assert "geheim" not in ended.err

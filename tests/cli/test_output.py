@@ -1,0 +1,70 @@
+"""What is printed fits the terminal, loses nothing, and cannot command it."""
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from cli.output import Column, counted, json_line, plain, print_fields, print_table, time_text
+
+ID = "0c6f1a52-5a0e-5b7e-8d0c-6a3c6e2f9b11"
+COLUMNS = (Column("id"), Column("state"), Column("reason", rank=1), Column("detail", rank=2))
+ROW = (ID, "failed", "recipient_rejected", "550 5.1.1 there is no such mailbox here, and there has never been one")
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> int:
+    monkeypatch.setattr("cli.output.UNBOUNDED", request.param)
+    return int(request.param)
+
+
+def test_in_a_pipe_a_row_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(COLUMNS, [ROW])
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["ID", "STATE", "REASON", "DETAIL"]
+    assert [cell.strip() for cell in row.split("  ") if cell] == list(ROW)
+
+
+@pytest.mark.parametrize("terminal", [20, 40, 60, 80, 120], indirect=True)
+def test_on_a_narrow_terminal_nothing_is_cut(terminal: int, capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(COLUMNS, [ROW])
+    shown = capsys.readouterr().out
+    assert ID in shown
+    for word in " ".join(ROW).split():
+        assert word in shown
+    if terminal >= 80:
+        assert max(map(len, shown.splitlines())) <= terminal
+
+
+def test_names_and_values_leave_out_what_is_unset(capsys: pytest.CaptureFixture[str]) -> None:
+    print_fields({"State": "sent", "Detail": None, "Due": ""})
+    assert capsys.readouterr().out.split() == ["State", "sent"]
+
+
+def test_text_from_outside_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table((Column("id"),), [("\x1b[31mred\x1b]0;title\x07 [bold]x[/]",)])
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "[bold]x[/]" in shown
+    assert plain("a\x1bb\nc\u202ed") == "a�b\nc�d"
+
+
+def test_json_is_one_object_a_line_with_times_in_utc(capsys: pytest.CaptureFixture[str]) -> None:
+    json_line({"at": datetime(2026, 11, 22, 17, tzinfo=UTC), "text": "ä\nb"})
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    assert json.loads(line) == {"at": "2026-11-22T17:00:00Z", "text": "ä\nb"}
+
+
+def test_times_are_shown_in_utc() -> None:
+    assert time_text(datetime(2026, 11, 22, 18, tzinfo=timezone(timedelta(hours=1)))) == "2026-11-22T17:00:00Z"
+    assert time_text(None) == ""
+
+
+def test_numbers_are_counted_in_words() -> None:
+    assert [counted(n, "delivery", "deliveries") for n in (0, 1, 2000)] == [
+        "0 deliveries",
+        "1 delivery",
+        "2,000 deliveries",
+    ]
