@@ -1,10 +1,12 @@
 """E-mail over SMTP."""
 
-from channels.fetch import AttachmentFetcher
+import asyncio
+
+from channels.fetch import AttachmentFetcher, File
 from channels.mail import Address, compose, parse_sender
 from channels.smtp_pool import SmtpPool
 from channels.smtp_settings import SmtpOptions
-from domain.failures import PermanentFailure
+from domain.failures import PermanentFailure, TransientFailure
 from domain.message import Message
 from domain.vocabulary import Reason
 
@@ -32,12 +34,20 @@ class SmtpProvider:
             PermanentFailure: the server, or the message itself, rules it out.
             UnknownOutcome: the connection broke, or time ran out, after the message was on its way.
         """
-        files = await self._files.fetch(message.attachments) if message.attachments else []
+        files = await self._fetched(message) if message.attachments else []
         mail = compose(message, self._sender, files)
         if len(mail.body) > self._options.max_message_bytes:
             detail = f"{len(mail.body)} bytes; the limit is {self._options.max_message_bytes}"
             raise PermanentFailure(Reason.MESSAGE_TOO_LARGE, detail)
         return await self._pool.send(mail)
+
+    async def _fetched(self, message: Message) -> list[File]:
+        """The attachments; all of them together take no longer than one conversation may."""
+        try:
+            async with asyncio.timeout(self._options.timeout.total_seconds()):
+                return await self._files.fetch(message.attachments)
+        except TimeoutError:
+            raise TransientFailure(Reason.ATTACHMENT_UNAVAILABLE, "the attachments were not read in time") from None
 
     async def check(self) -> str:
         """Connect, encrypt and log in as set; send nothing."""

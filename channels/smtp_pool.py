@@ -10,8 +10,8 @@ import socket
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ import aiosmtplib
 from channels.classify import Stage, connection_failure, connection_reason, scrub, smtp_failure
 from channels.mail import Mail
 from channels.smtp_settings import Server, SmtpOptions
+from domain.duration import format_duration
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
 from domain.vocabulary import Reason
 
@@ -60,7 +61,7 @@ class SmtpPool:
         A kept connection may have been closed by the server meanwhile. That shows before the server has accepted
         `MAIL`, so nothing was sent, and a fresh connection is tried once.
         """
-        async with self._slots:
+        async with self._slot():
             kept = await self._take()
             if kept is not None:
                 with suppress(_Stale):
@@ -69,6 +70,21 @@ class SmtpPool:
                 return await self._conversation(await self._connect(), mail)
             except _Stale as stale:
                 raise stale.failure from None
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """A place among the connections. Waiting has a limit of its own: nothing was sent when it is over."""
+        try:
+            async with asyncio.timeout(self._options.timeout.total_seconds()):
+                await self._slots.acquire()
+        except TimeoutError:
+            wait = format_duration(self._options.timeout)
+            detail = f"all {self._options.connections} connections were busy for {wait}"
+            raise TransientFailure(Reason.PROVIDER_UNAVAILABLE, detail) from None
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     async def probe(self) -> None:
         """Make a connection and keep it."""

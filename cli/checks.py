@@ -16,7 +16,7 @@ from domain.vocabulary import Channel
 
 if TYPE_CHECKING:
     from cli.topology import Seen
-    from consumers.app import Stores
+    from consumers.stores import Stores
 
 PATIENCE = 15.0
 """Seconds that a provider may take to answer."""

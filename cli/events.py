@@ -15,7 +15,7 @@ from cli.session import execute, load, storage
 
 if TYPE_CHECKING:
     from config.settings import Settings
-    from consumers.app import Stores
+    from consumers.stores import Stores
     from domain.delivery import Delivery
     from domain.ports import StoredEvent
 

@@ -1,7 +1,10 @@
 """The `notipy` command: registers the commands, knows nothing of what they do."""
 
+import os
+import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -80,9 +83,21 @@ def options(
     ctx.obj = Globals(config)
 
 
-def main() -> None:
-    """Run the command line."""
-    app()
+def main() -> NoReturn:
+    """Run the command line.
+
+    Leaves without the interpreter's last rites: everything was closed by its owner, but the MongoDB client would have
+    its idle threads waited for, which takes as long again as a short command.
+    """
+    code: object = 0
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":

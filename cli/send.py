@@ -172,7 +172,7 @@ async def _send(settings: "Settings", outgoing: _Outgoing, wait: float | None) -
 
 async def _await(opened: "Core", key: str, known: bool, seconds: float) -> _Published:
     """Look until the event's deliveries are final, or the time is over."""
-    from consumers.app import Stores
+    from consumers.stores import Stores
     from domain.vocabulary import EventState, State
     from storage.deliveries import DeliveryFilter
 

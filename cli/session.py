@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
 
     from config.settings import Settings
-    from consumers.app import Core, Stores
+    from consumers.app import Core
+    from consumers.stores import Stores
 
 T = TypeVar("T")
 START_SERVERS = "`notipy run --embedded` starts private ones for development; `notipy doctor` checks everything."
@@ -56,7 +57,7 @@ async def storage(settings: "Settings") -> AsyncIterator["Stores"]:
     Raises:
         CommandFailed: it cannot be reached, or refuses.
     """
-    from consumers.app import open_storage
+    from consumers.stores import open_storage
 
     with _database_told(settings):
         async with open_storage(settings) as stores:

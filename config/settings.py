@@ -188,9 +188,14 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _positive(self) -> Self:
-        for name, value in (("lease", self.lease), ("sweeper.interval", self.sweeper.interval)):
-            if value <= timedelta(0):
-                raise ValueError(f"{name} should be longer than nothing")
+        positive = {
+            "lease": self.lease,
+            "catalog_refresh": self.catalog_refresh,
+            "sweeper.interval": self.sweeper.interval,
+            "sweeper.overdue": self.sweeper.overdue,
+        }
+        if wrong := [name for name, value in positive.items() if value <= timedelta(0)]:
+            raise ValueError(f"{', '.join(wrong)} should be longer than nothing")
         return self
 
     def policy(self, channel: Channel) -> RetryPolicy:

@@ -23,8 +23,10 @@ from consumers.health import Health, Page
 from consumers.intake import RECONNECT_SECONDS, Consumers, Subscription
 from consumers.metrics import Metrics
 from consumers.publisher import OUTAGES, Publisher
+from consumers.stores import Stores, open_storage
 from consumers.sweeper import Sweeper
 from consumers.topology import COMMANDS, EVENTS, Topology, channel_queue
+from consumers.wire import read_leniently
 from domain.accept import Accept
 from domain.backoff import wait_out
 from domain.deliver import Deliver
@@ -35,7 +37,7 @@ from domain.ports import Now, Provider
 from domain.sweep import Sweep
 from domain.vocabulary import Channel, Lane
 from storage.catalog import MongoCatalog
-from storage.database import Database, connect
+from storage.database import Database
 from storage.deliveries import MongoDeliveries
 from storage.events import MongoEvents
 from storage.leadership import MongoLeadership
@@ -51,31 +53,6 @@ EVENTS_ROLE, SWEEPER_ROLE = "events", "sweeper"
 def utc_now() -> datetime:
     """The clock of production."""
     return datetime.now(UTC)
-
-
-@dataclass(frozen=True)
-class Stores:
-    """What is kept in MongoDB."""
-
-    database: Database
-    events: MongoEvents
-    deliveries: MongoDeliveries
-    catalog: MongoCatalog
-
-
-@asynccontextmanager
-async def open_storage(settings: Settings, *, wait: bool = False) -> AsyncIterator[Stores]:
-    """Connect to MongoDB and create the indexes that are missing.
-
-    Raises:
-        PyMongoError: without `wait`, it cannot be reached.
-    """
-    async with connect(settings.mongo_url.get_secret_value()) as database:
-        if not wait:
-            await database.ping()
-        database.on_outage = lambda error: log.warning("database.unreachable", error=type(error).__name__)
-        await database.ensure_indexes()
-        yield Stores(database, MongoEvents(database), MongoDeliveries(database), MongoCatalog(database))
 
 
 @dataclass(frozen=True)
@@ -118,6 +95,7 @@ async def open_core(
         topology = Topology(tuple(settings.channels), settings.retry_tiers)
         publisher = Publisher(connection, topology, settings.status.publish)
         publisher.on_outage = lambda error: log.warning("broker.publish_waits", error=type(error).__name__)
+        publisher.on_refused = lambda key: log.warning("status.refused", key=key)
         await publisher.open()
         stack.push_async_callback(publisher.close)
         yield _core(settings, stores, connection, topology, publisher, now)
@@ -218,6 +196,7 @@ async def running(
     Raises:
         SettingsError: a role or a provider is not one.
     """
+    read_leniently()
     chosen = tuple(roles or all_roles(settings))
     if unknown := set(chosen) - set(all_roles(settings)):
         known = ", ".join(all_roles(settings))
@@ -271,7 +250,8 @@ class Application:
         while True:
             await asyncio.sleep(self.core.settings.catalog_refresh.total_seconds())
             if await self.core.catalog.refresh():
-                log.info("catalog.refreshed", notifications=len(self.core.catalog.current))
+                catalog = self.core.catalog
+                log.info("catalog.refreshed", notifications=len(catalog.current), unreadable=sorted(catalog.unreadable))
 
     def _accept(self) -> Accept:
         core = self.core

@@ -133,7 +133,9 @@ def _read_delivery(values: dict[str, Any]) -> Delivery:
         "updated_at": datetime.fromisoformat(values["updated_at"]),
         "expires_at": datetime.fromisoformat(expires) if expires else None,
     }
-    return Delivery(**(values | typed))
+    # a newer version's fields are not ours to read; old and new consumers run side by side in a deploy
+    known = {name: value for name, value in (values | typed).items() if name in Delivery.__dataclass_fields__}
+    return Delivery(**known)
 
 
 def _read_event(values: dict[str, Any]) -> EventData:

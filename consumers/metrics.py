@@ -92,6 +92,10 @@ class Metrics:
         """Count what a round of the sweeper found."""
         for reason, count in swept.deliveries.items():
             self._swept.labels(str(reason)).inc(count)
+        for (channel, state, why), count in swept.final.items():
+            self._deliveries.labels(str(channel), "", str(state), str(why)).inc(count)
+        if swept.faults:
+            self._swept.labels("fault").inc(len(swept.faults))
         if swept.events:
             self._swept.labels("event").inc(swept.events)
 
@@ -108,8 +112,9 @@ class Metrics:
     def _settled(self, delivery: Delivery, provider: str, seconds: float) -> None:
         channel = str(delivery.channel)
         labels = (channel, provider, str(delivery.state), str(delivery.reason))
-        self._attempts.labels(*labels).inc()
-        self._send.labels(channel, provider).observe(seconds)
+        if delivery.state is not State.EXPIRED:  # nothing was attempted
+            self._attempts.labels(*labels).inc()
+            self._send.labels(channel, provider).observe(seconds)
         if delivery.state.final:
             self._deliveries.labels(*labels).inc()
         if delivery.state is State.SENT and delivery.epoch == 1:  # a replay comes whenever an operator wants it

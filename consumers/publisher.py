@@ -14,7 +14,7 @@ from uuid import uuid4
 import aio_pika
 import orjson
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractRobustChannel, AbstractRobustConnection
-from aio_pika.exceptions import AMQPError
+from aio_pika.exceptions import AMQPError, DeliveryError
 from aiormq.exceptions import ChannelInvalidStateError
 
 from consumers import codec
@@ -32,8 +32,11 @@ OUTAGES = (AMQPError, ConnectionError, TimeoutError, ChannelInvalidStateError, R
 
 aio-pika raises RuntimeError for a connection that is being restored (its robust_connection.py).
 """
-CONFIRM_TIMEOUT = 30.0
-"""Seconds without a confirmation after which a publish is repeated; the client's own timeout does not end one."""
+CONFIRM_TIMEOUT = 120.0
+"""Seconds without a confirmation after which a publish is repeated; the client's own timeout does not end one.
+
+Long, because under an alarm the broker confirms late, and what is repeated is there twice.
+"""
 WINDOW = 500
 """Publishes under way at once: confirmations are pipelined on one channel, and bounded."""
 MAX_DETAIL = 2000
@@ -59,6 +62,7 @@ class Publisher:
         self._exchanges: dict[str, AbstractExchange] = {}
         self._window = asyncio.Semaphore(WINDOW)
         self.on_outage: Callable[[BaseException], None] = lambda _: None
+        self.on_refused: Callable[[str], None] = lambda _: None
 
     async def open(self, *, declare: bool = True) -> None:
         """Open the channel and, unless told not to, declare the topology."""
@@ -90,6 +94,8 @@ class Publisher:
     async def reject(self, incoming: Incoming, reason: Reason, faults: Sequence[Fault], where: str = "events") -> None:
         """To `notipy.dead` under `where`: the body as it came, every field's fault in a header."""
         told = [{"field": fault.field, "fault": fault.fault} for fault in faults[:MAX_FAULTS]]
+        while len(told) > 1 and len(orjson.dumps(told)) > MAX_DETAIL:
+            told.pop()
         headers = _why(reason, orjson.dumps(told).decode())
         origin = {codec.ROUTING_KEY: incoming.routing_key, codec.MESSAGE_ID: incoming.message_id}
         headers |= {name: value for name, value in origin.items() if value is not None}
@@ -101,7 +107,11 @@ class Publisher:
             return
         key = f"{change.state}.{delivery.channel}.{delivery.source}.{delivery.type}"
         headers = {codec.DELIVERY: delivery.id, codec.EPOCH: delivery.epoch}
-        await self._publish(STATUS, key, codec.status_body(delivery, change), headers, mandatory=False)
+        try:
+            await self._publish(STATUS, key, codec.status_body(delivery, change), headers, mandatory=False)
+        except DeliveryError:
+            # somebody's own queue is full: that must not stop deliveries, and the database has it all
+            self.on_refused(key)
 
     async def event(self, key: str, body: bytes, message_id: str | None) -> None:
         """An event to `notipy.events`, as a producer would; for `notipy send` and for replays."""
@@ -124,6 +134,7 @@ class Publisher:
             try:
                 found = await self._inspection.declare_queue(queue, passive=True, robust=False)
             except aio_pika.exceptions.ChannelNotFoundEntity:
+                await self._inspection.close()  # forgotten, it would reopen itself, and one would leak at each question
                 self._inspection = None
                 return None
         return found.declaration_result.message_count or 0, found.declaration_result.consumer_count or 0
@@ -150,11 +161,18 @@ class Publisher:
                 app_id="notipy",
             )
 
-        async def once() -> None:
+        async def once() -> DeliveryError | None:
             async with self._window, asyncio.timeout(CONFIRM_TIMEOUT):
-                await self._exchanges[exchange].publish(message(), key, mandatory=mandatory)
+                try:
+                    await self._exchanges[exchange].publish(message(), key, mandatory=mandatory)
+                except DeliveryError as refused:
+                    if mandatory:
+                        raise  # one of our own queues is full or missing: waited out like any outage
+                    return refused
+            return None
 
-        await self._waited(once)
+        if refused := await self._waited(once):
+            raise refused
 
     async def _waited(self, operation: Callable[[], Awaitable[T]]) -> T:
         return await wait_out(operation, OUTAGES, self.on_outage)

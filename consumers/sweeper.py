@@ -1,6 +1,7 @@
 """Runs the sweep round after round, in one process of many, and shows what stands."""
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 
 import structlog
@@ -19,6 +20,9 @@ SHOW_EVERY = timedelta(seconds=10)
 """How often the gauges are counted anew."""
 LEASE_ROUNDS = 3
 """A leader that has not come round for so many intervals is replaced."""
+
+
+GIVE_UP_SECONDS = 1.0
 
 
 class Sweeper:
@@ -54,7 +58,9 @@ class Sweeper:
                     shown = self._now()
                 await asyncio.sleep(self._interval.total_seconds())
         finally:
-            await self._leadership.give_up()
+            with suppress(Exception):  # another takes over when the lease ends; stopping does not wait for a database
+                async with asyncio.timeout(GIVE_UP_SECONDS):
+                    await self._leadership.give_up()
 
     async def _leads(self) -> bool:
         return await self._leadership.held(self._now(), max(self._interval * LEASE_ROUNDS, timedelta(seconds=5)))
@@ -65,6 +71,8 @@ class Sweeper:
         if not swept.idle:
             found = {str(reason): count for reason, count in swept.deliveries.items()}
             log.info("sweeper.round", events=swept.events, **found)
+        for place in swept.faults:
+            log.error("sweeper.fault", place=place)
 
     async def _show(self) -> None:
         self._metrics.standing(await self._deliveries.count_by_state(), await self._deliveries.oldest_due())

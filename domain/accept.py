@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
 from typing import TypeVar
@@ -22,6 +22,8 @@ BATCH = 500
 """Deliveries planned, stored and dispatched at a time: one insert of 500 costs a 25th of 500 inserts."""
 THREAD_ABOVE = 64 * 1024
 """Bytes of a body above which it is parsed in a thread, so that one large event does not hold up the others."""
+LARGE_AT_ONCE = 2
+"""Large bodies parsed at a time: each holds many times its size in memory meanwhile."""
 
 T = TypeVar("T")
 
@@ -77,6 +79,7 @@ class Accept:
     now: Now
     max_bytes: int
     overdue: timedelta
+    large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_AT_ONCE))
 
     async def __call__(self, incoming: Incoming) -> Verdict:
         """Validate → dedupe → plan → store → dispatch."""
@@ -89,7 +92,7 @@ class Accept:
         stored = self._stored(event, notifications)
         if await self.events.add(stored, self.now() + self.overdue):
             return await self._carry_out(event, notifications)
-        return await self._again(event, incoming)
+        return await self._again(event, incoming, stored)
 
     async def resume(self, stored: StoredEvent) -> Verdict:
         """Complete an event whose planning was cut short, with the versions that it pinned."""
@@ -99,15 +102,17 @@ class Accept:
 
     async def _parse(self, incoming: Incoming) -> Event:
         if len(incoming.body) > THREAD_ABOVE:
-            return await asyncio.to_thread(parse_event, incoming, self.now(), self.max_bytes)
+            async with self.large:
+                return await asyncio.to_thread(parse_event, incoming, self.now(), self.max_bytes)
         return parse_event(incoming, self.now(), self.max_bytes)
 
-    async def _again(self, event: Event, incoming: Incoming) -> Verdict:
-        """A second message of a stored event: the work of a consumer that died, or a producer's repetition."""
-        stored = await self.events.get(event.key) if incoming.redelivered else None
-        if stored is not None and stored.state is EventState.ACCEPTED:
-            return await self.resume(stored)
-        return Duplicate(event)
+    async def _again(self, event: Event, incoming: Incoming, ours: StoredEvent) -> Verdict:
+        """The event is stored: by a producer's repetition, a consumer that died, or our own write, unanswered."""
+        stored = await self.events.get(event.key)
+        if stored is None or stored.state is not EventState.ACCEPTED:
+            return Duplicate(event)
+        own = abs(stored.received_at - ours.received_at) < timedelta(milliseconds=1) and stored.body == ours.body
+        return await self.resume(stored) if incoming.redelivered or own else Duplicate(event)
 
     def _stored(self, event: Event, notifications: Sequence[Notification]) -> StoredEvent:
         return StoredEvent(

@@ -90,7 +90,7 @@ class Deliver:
         if not await self.deliveries.claim(claim):
             return await self._not_claimed(job, redelivered)
         started = self.now()
-        outcome = await self._attempt(job, started)
+        outcome = await self._attempt(job, started, claim.claimed_at + self.lease * SEND_SHARE)
         ended = self.now()
         delivery, changes = self._after(job, outcome, started, ended)
         if not await self.deliveries.record(delivery, job.attempt - 1, changes):
@@ -105,19 +105,19 @@ class Deliver:
         now = self.now()
         return Claim(job.delivery.claim_id(job.attempt), f"{_PROCESS}-{next(_NUMBERS)}", now, now + self.lease)
 
-    async def _attempt(self, job: Dispatch, now: datetime) -> Outcome:
+    async def _attempt(self, job: Dispatch, now: datetime, deadline: datetime) -> Outcome:
         expires = job.delivery.expires_at
         if expires is not None and expires <= now:
             return Expired(f"its time was over at {expires.isoformat()}")
         try:
-            return Sent(await self._send(await self._render(job)))
+            return Sent(await self._send(await self._render(job, deadline), deadline))
         except DeliveryFailure as failure:
             return self.policy.next_attempt(job.attempt, failure, self.now(), self.rng)
 
-    async def _send(self, message: Message) -> str:
+    async def _send(self, message: Message, deadline: datetime) -> str:
         """Send within the lease: a provider that takes longer is cut off, its outcome unknown."""
         try:
-            async with asyncio.timeout(self.lease.total_seconds() * SEND_SHARE):
+            async with asyncio.timeout(self._left(deadline)):
                 return await self.provider.send(message)
         except DeliveryFailure:
             raise
@@ -126,11 +126,21 @@ class Deliver:
         except Exception as error:
             raise UnknownOutcome(Reason.INTERNAL_ERROR, place_of(error)) from error
 
-    async def _render(self, job: Dispatch) -> Message:
+    def _left(self, deadline: datetime) -> float:
+        """Seconds of the lease that are left; claiming, or reading the event, may have waited for the database."""
+        left = (deadline - self.now()).total_seconds()
+        if left <= 0:
+            raise TransientFailure(Reason.TIMEOUT, "the lease was over before anything was sent")
+        return left
+
+    async def _render(self, job: Dispatch, deadline: datetime) -> Message:
         try:
-            return await self._message(job)
+            async with asyncio.timeout(self._left(deadline)):
+                return await self._message(job)
         except DeliveryFailure:
             raise
+        except TimeoutError:
+            raise TransientFailure(Reason.TIMEOUT, "the event could not be read within the lease") from None
         except TemplateError as error:
             raise PermanentFailure(Reason.TEMPLATE_ERROR, str(error)) from None
         except Exception as error:
@@ -195,8 +205,8 @@ class Deliver:
                 return self._change(job, State.RETRYING, at, reason, detail, duplicate), back + self.overdue
             case Hold(reason, detail, until, duplicate):
                 return self._change(job, State.HELD, at, reason, detail, duplicate), until
-            case Failed(reason, detail):
-                return self._change(job, State.FAILED, at, reason, detail), None
+            case Failed(reason, detail, duplicate):
+                return self._change(job, State.FAILED, at, reason, detail, duplicate), None
             case Unknown(reason, detail):
                 return self._change(job, State.UNKNOWN, at, reason, detail), None
             case Expired(detail):
@@ -238,10 +248,11 @@ class Deliver:
         if stored.attempt == job.attempt or stored.state.final:
             if redelivered:
                 await self._follow_up(replace(job, delivery=stored, attempt=stored.attempt + 1))
+                await self.queue.status(stored, stored.history[-1])
             return NotClaimed(stored, "decided")
         claims = await self.deliveries.claims([stored.claim_id(job.attempt)])
         for claim in claims.values():
-            await self.deliveries.postpone([stored.id], claim.lease_until)
+            await self.deliveries.postpone(stored, claim.lease_until)
         return NotClaimed(stored, "claimed")
 
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from domain.event import NAMESPACE
+from domain.text import detail_text
 from domain.vocabulary import IN_FLIGHT, Channel, Lane, Reason, State
 
 
@@ -27,6 +28,11 @@ class Change:
     provider: str | None = None
     detail: str | None = None
     possible_duplicate: bool = False
+
+    def __post_init__(self) -> None:
+        """Whatever the detail was made of, it can be stored."""
+        if self.detail is not None:
+            object.__setattr__(self, "detail", detail_text(self.detail))
 
     def document(self) -> dict[str, Any]:
         """The change as a flat record, without what is unset."""
@@ -108,6 +114,6 @@ class Delivery:
         )
 
 
-def delivery_id(event_key: str, notification: str, recipient_key: str, channel: Channel) -> str:
-    """The id that every planning of the same delivery comes to."""
-    return str(uuid.uuid5(NAMESPACE, f"{event_key}\n{notification}\n{recipient_key}\n{channel}"))
+def delivery_id(event_key: str, notification: str, recipient: str, channel: Channel) -> str:
+    """The id that every planning of the same delivery comes to; `recipient` is who it is and where."""
+    return str(uuid.uuid5(NAMESPACE, f"{event_key}\n{notification}\n{recipient}\n{channel}"))

@@ -24,7 +24,10 @@ def parse_duration(value: object) -> timedelta:
     if not text or _PART.sub("", text):
         raise ValueError("should be a duration such as 500ms, 5s, 2m, 1h30m or 2d")
     parts = {_UNITS[unit]: float(number) for number, unit in _PART.findall(text)}
-    return timedelta(**parts)
+    try:
+        return timedelta(**parts)
+    except OverflowError:
+        raise ValueError("is longer than any duration can be") from None
 
 
 def format_duration(value: timedelta) -> str:

@@ -4,7 +4,7 @@ import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from domain.text import Fault, SingleLine, faults_of
+from domain.text import MAX_FAULTS, Fault, SingleLine, faults_of
 from domain.vocabulary import Channel, Lane, Reason
 
 NAMESPACE = uuid.UUID("6f0c3f1e-52c5-5c39-9d27-0a8a4f1f7c11")
@@ -33,6 +33,13 @@ MAX_DEPTH = 32
 MAX_TOPIC = 200
 """Characters of `<source>.<type>`: with the state and the channel before it, a routing key holds 255 bytes."""
 
+MAX_RECIPIENTS = 100_000
+"""Of one event; more are published as several events."""
+MAX_PUSH_TARGETS = 50
+
+_HOPELESS = 1000
+"""Recipients none of which is usable, after which the rest is not looked at."""
+_FIRST_YEAR, _LAST_YEAR = 1970, 3000
 _INT64 = 2**63
 _PHONE = re.compile(r"\+[1-9]\d{6,14}")
 _LOCALE = re.compile(r"[A-Za-z]{2,8}(?:[-_][A-Za-z0-9]{1,8})*")
@@ -95,6 +102,13 @@ def _media_type(value: str) -> str:
     return value
 
 
+def _utc(value: datetime) -> datetime:
+    if not _FIRST_YEAR <= value.year < _LAST_YEAR:  # outside of it, zones and expiries overflow
+        raise ValueError(f"should be a time between the years {_FIRST_YEAR} and {_LAST_YEAR}")
+    return value.astimezone(UTC)
+
+
+Time = Annotated[AwareDatetime, AfterValidator(_utc)]
 HttpUrl = Annotated[str, Field(max_length=2048), AfterValidator(_http_url)]
 TopicWords = Annotated[str, Field(min_length=1, max_length=MAX_TOPIC), AfterValidator(_words)]
 
@@ -119,7 +133,7 @@ class Recipient(_Document):
     phone: Annotated[str, Field(max_length=64), AfterValidator(_phone)] | None = None
     locale: Annotated[str, Field(max_length=64), AfterValidator(_locale)] | None = None
     timezone: Annotated[str, Field(max_length=64), AfterValidator(_timezone)] | None = None
-    push: tuple[PushTarget, ...] = ()
+    push: Annotated[tuple[PushTarget, ...], Field(max_length=MAX_PUSH_TARGETS)] = ()
     webhook: HttpUrl | None = None
     chat: Annotated[SingleLine, Field(min_length=1, max_length=2048)] | None = None
 
@@ -142,9 +156,13 @@ class Recipient(_Document):
         """Whether the channel can reach this recipient."""
         return bool(getattr(self, self.ADDRESS_FIELDS[channel]))
 
+    def at(self, channel: Channel) -> str:
+        """Who it is and where the channel reaches it: what makes two entries of an event the same delivery."""
+        return f"{self.id or ''}\n{getattr(self, self.ADDRESS_FIELDS[channel]) or ''}"
+
     @property
     def key(self) -> str:
-        """What makes this recipient the same one in an event: the id, else the first address."""
+        """What it is called by: the id, else the first address."""
         token = self.push[0].token if self.push else None
         return str(self.id or self.email or self.phone or self.webhook or self.chat or token)
 
@@ -172,11 +190,16 @@ class FaultyRecipient:
         """The id where it has one, else its position."""
         return self.usable.key if self.usable else f"#{self.position}"
 
+    def at(self, channel: Channel) -> str:
+        """As `Recipient.at`; what cannot be used is told from others by its position."""
+        reached = self.usable is not None and self.fault_for(channel) is None
+        return self.usable.at(channel) if reached and self.usable else f"#{self.position}"
+
     def fault_for(self, channel: Channel) -> str | None:
         """Why the channel cannot be used; None where it can."""
         address = Recipient.ADDRESS_FIELDS[channel]
         told = [str(fault) for fault in self.faults if self.usable is None or fault.field.split(".")[0] == address]
-        return "; ".join(told) or None
+        return "; ".join(told[:MAX_FAULTS]) or None
 
 
 class Attachment(_Document):
@@ -200,22 +223,23 @@ class _Envelope(_Document):
     id: Annotated[SingleLine, Field(min_length=1, max_length=255)]
     source: TopicWords
     type: TopicWords
-    time: AwareDatetime
-    recipients: Annotated[Sequence[Any], Field(min_length=1)]
+    time: Time
+    recipients: Annotated[Sequence[Any], Field(min_length=1, max_length=MAX_RECIPIENTS)]
     data: dict[str, Any] = Field(default_factory=dict)
     attachments: tuple[Attachment, ...] = ()
     channels: tuple[Channel, ...] | None = None
     lane: Lane | None = None
-    send_at: AwareDatetime | None = None
-    expires_at: AwareDatetime | None = None
+    send_at: Time | None = None
+    expires_at: Time | None = None
     content: dict[Channel, dict[str, Any]] | None = None
 
     @model_validator(mode="after")
     def _topic(self) -> "_Envelope":
         if len(f"{self.source}.{self.type}".encode()) > MAX_TOPIC:
             raise ValueError(f"source and type together are longer than {MAX_TOPIC} bytes")
-        if self.data and (fault := _fault_in(self.data)):
-            raise ValueError(f"data {fault}")
+        for name, values in (("data", self.data), ("content", self.content)):
+            if values and (fault := _fault_in(values)):
+                raise ValueError(f"{name} {fault}")
         return self
 
 
@@ -226,6 +250,7 @@ class Incoming:
     Attributes:
         routing_key: of the topic exchange; None if it was published straight to the queue.
         redelivered: the broker has handed it out before.
+        source, type: of an event that was accepted before, in place of the routing key's words.
     """
 
     body: bytes
@@ -233,6 +258,8 @@ class Incoming:
     message_id: str | None = None
     timestamp: datetime | None = None
     redelivered: bool = False
+    source: str | None = None
+    type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +297,7 @@ def parse_event(incoming: Incoming, now: datetime, max_bytes: int) -> Event:
 
     What the body leaves out comes from the message: `source` and `type` from the routing key,
     `id` from `message_id`, `time` from its timestamp. A recipient with a fault does not stop the
-    others; an event in which every recipient has one is rejected.
+    others; an event in which no recipient can be used on any channel is rejected.
 
     Raises:
         EventRejected: it cannot be used; every fault is named.
@@ -282,10 +309,7 @@ def parse_event(incoming: Incoming, now: datetime, max_bytes: int) -> Event:
         envelope = _Envelope.model_validate(document)
     except ValidationError as error:
         raise EventRejected(Reason.INVALID, *faults_of(error)) from None
-    recipients = tuple(_recipients(envelope.recipients))
-    if all(isinstance(recipient, FaultyRecipient) for recipient in recipients):
-        faults = (fault for recipient in recipients for fault in _placed(recipient))
-        raise EventRejected(Reason.INVALID, *faults)
+    recipients = tuple(_some_usable(_recipients(envelope.recipients)))
     return _event(envelope, recipients, incoming.body)
 
 
@@ -347,6 +371,7 @@ def _plain(document: dict[str, Any]) -> dict[str, Any]:
 
 def _with_defaults(document: dict[str, Any], incoming: Incoming, now: datetime) -> dict[str, Any]:
     source, _, kind = (incoming.routing_key or "").partition(".")
+    source, kind = incoming.source or source, incoming.type or kind
     defaults: dict[str, Any] = {
         "id": incoming.message_id,
         "source": source,
@@ -365,6 +390,21 @@ def _recipients(raw: Sequence[Any]) -> Iterator[Recipient | FaultyRecipient]:
             yield _faulty(position, item, error)
 
 
+def _some_usable(recipients: Iterator[Recipient | FaultyRecipient]) -> Iterator[Recipient | FaultyRecipient]:
+    """The recipients, if any of them is usable on any channel; after very many that are not, the rest is not read."""
+    hopeless: list[FaultyRecipient] = []
+    for recipient in recipients:
+        if isinstance(recipient, Recipient) or recipient.usable is not None:
+            yield from hopeless
+            yield recipient
+            yield from recipients
+            return
+        hopeless.append(recipient)
+        if len(hopeless) >= _HOPELESS:
+            break
+    raise EventRejected(Reason.INVALID, *(fault for recipient in hopeless for fault in _placed(recipient)))
+
+
 def _faulty(position: int, item: Any, error: ValidationError) -> FaultyRecipient:
     """Keep what is usable: a bad phone number does not stop the e-mail; a bad name stops everything."""
     faults = faults_of(error)
@@ -378,11 +418,10 @@ def _faulty(position: int, item: Any, error: ValidationError) -> FaultyRecipient
     return FaultyRecipient(position, faults, usable)
 
 
-def _placed(recipient: Recipient | FaultyRecipient) -> Iterator[Fault]:
-    if isinstance(recipient, FaultyRecipient):
-        place = f"recipients.{recipient.position}"
-        for fault in recipient.faults:
-            yield Fault(f"{place}.{fault.field}" if fault.field else place, fault.fault)
+def _placed(recipient: FaultyRecipient) -> Iterator[Fault]:
+    place = f"recipients.{recipient.position}"
+    for fault in recipient.faults[:MAX_FAULTS]:
+        yield Fault(f"{place}.{fault.field}" if fault.field else place, fault.fault)
 
 
 def _fault_in(data: Any) -> str | None:

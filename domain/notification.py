@@ -14,6 +14,8 @@ from domain.vocabulary import Channel, Lane
 INLINE = "inline"
 """The name under which content that came with the event itself is planned."""
 
+LONGEST_EXPIRY = timedelta(days=3653)
+
 
 class _Content(BaseModel):
     """Templates of one channel. Each string is a template; `attachments` is a number."""
@@ -105,8 +107,8 @@ class Definition(BaseModel):
             raise ValueError(f"the name {INLINE!r} is reserved for content that comes with an event")
         if self.required and self.data_schema is not None:
             raise ValueError("has both required and schema: use required inside the schema")
-        if self.expires_after is not None and self.expires_after <= timedelta(0):
-            raise ValueError("expires_after should be longer than nothing")
+        if self.expires_after is not None and not timedelta(0) < self.expires_after <= LONGEST_EXPIRY:
+            raise ValueError("expires_after should be longer than nothing, and ten years at most")
         faults = [fault for channel, content in self.channels.items() for fault in check_content(channel, content)]
         if faults:
             raise ValueError("; ".join(f"channels.{fault}" for fault in faults))

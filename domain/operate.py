@@ -40,7 +40,8 @@ class Operate:
         if stored is None:
             return Refused("its event is no longer stored")
         now = self.now()
-        change = Change(State.QUEUED, now, Reason.REPLAYED, delivery.epoch + 1, 0)
+        maybe_sent = delivery.state is State.UNKNOWN
+        change = Change(State.QUEUED, now, Reason.REPLAYED, delivery.epoch + 1, 0, possible_duplicate=maybe_sent)
         after = delivery.changed(change, now + self.overdue)
         if not await self.deliveries.reopen(delivery, after, change):
             return Refused("somebody else has just replayed or dropped it")
@@ -50,6 +51,8 @@ class Operate:
 
     async def drop(self, delivery: Delivery) -> Delivery | Refused:
         """Give a failed delivery up: it ends `cancelled`, reason `dropped`, and is replayed no more."""
+        if delivery.state not in REPLAYABLE:
+            return Refused(f"it is {delivery.state}; only {' and '.join(REPLAYABLE)} ones are dropped")
         change = Change(State.CANCELLED, self.now(), Reason.DROPPED, delivery.epoch, delivery.attempt)
         after = delivery.changed(change, None)
         if not await self.deliveries.reopen(delivery, after, change):

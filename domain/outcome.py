@@ -36,10 +36,11 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It failed for good and is parked."""
+    """It failed for good and is parked; `possible_duplicate`: it may have been sent all the same."""
 
     reason: Reason
     detail: str
+    possible_duplicate: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,9 +52,10 @@ class Planner:
             verdicts = {channel: self._verdict(event, source, channel, now) for channel in source.channels}
             seen: set[str] = set()
             for recipient in event.recipients:
-                if recipient.key not in seen:
-                    seen.add(recipient.key)
-                    yield from self._for_recipient(event, source, verdicts, recipient, now)
+                for delivery in self._for_recipient(event, source, verdicts, recipient, now):
+                    if delivery.id not in seen:
+                        seen.add(delivery.id)
+                        yield delivery
 
     def _for_recipient(
         self,
@@ -80,7 +81,7 @@ class Planner:
         usable = recipient.usable if isinstance(recipient, FaultyRecipient) else recipient
         expires = expiry(event, source)
         delivery = Delivery(
-            id=delivery_id(event.key, source.name, recipient.key, channel),
+            id=delivery_id(event.key, source.name, recipient.at(channel), channel),
             event_key=event.key,
             event_id=event.id,
             source=event.source,

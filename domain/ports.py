@@ -128,8 +128,8 @@ class Deliveries(Protocol):
         """Those not final whose `due_at` has passed, the most overdue first."""
         ...
 
-    async def postpone(self, ids: Sequence[str], due_at: datetime) -> None:
-        """Look again later."""
+    async def postpone(self, delivery: Delivery, due_at: datetime) -> None:
+        """Look again at `due_at`, unless somebody has set another time since the delivery was read."""
         ...
 
     async def reopen(self, before: Delivery, after: Delivery, change: Change) -> bool:

@@ -53,7 +53,8 @@ class RetryPolicy:
 
     def _again(self, attempt: int, failure: DeliveryFailure, now: datetime, rng: Random) -> Outcome:
         if attempt >= self.attempts:
-            return Failed(failure.reason, f"gave up after {attempt} attempts: {failure.detail}")
+            unknown = isinstance(failure, UnknownOutcome)
+            return Failed(failure.reason, f"gave up after {attempt} attempts: {failure.detail}", unknown)
         asked = min(failure.retry_after or timedelta(0), LONGEST_WAIT)
         delay = max(self.schedule[attempt - 1], asked)
         duplicate = isinstance(failure, UnknownOutcome)

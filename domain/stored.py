@@ -8,7 +8,8 @@ def as_received(stored: StoredEvent) -> Incoming:
     """The message that the event was accepted from."""
     return Incoming(
         body=stored.body,
-        routing_key=f"{stored.source}.{stored.type}",
+        source=stored.source,
+        type=stored.type,
         message_id=stored.id,
         timestamp=stored.time,
     )

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import Random
 from uuid import uuid4
@@ -11,29 +11,51 @@ from uuid import uuid4
 from domain.accept import Accept
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch, EventData, dispatch_of, travelling
-from domain.failures import UnknownOutcome
-from domain.outcome import Failed, Outcome, Unknown
+from domain.failures import UnknownOutcome, place_of
+from domain.outcome import Failed, Unknown
 from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now
 from domain.retry import RetryPolicy
 from domain.stored import read_event
 from domain.vocabulary import Channel, Lane, Reason, State
 
 BATCH = 500
+EVENTS_BATCH = 20
+"""Events resumed in a round: each may hold a body of many MiB."""
+GIVE_UP_AFTER = timedelta(days=1)
+"""How long a delivery that our own code cannot drive on is tried."""
 PATIENCE = 4
 """A delivery whose queue is not empty is presumed to wait in it for this many times `overdue`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What one round did: events resumed, and deliveries driven on by the reason that they were given."""
+    """What one round did.
+
+    Attributes:
+        events: how many were resumed.
+        deliveries: how many were driven on, by the reason that they were given.
+        final: those of them that are final now.
+        faults: places in our own code where one of them could not be driven on; it is tried again later.
+    """
 
     events: int
     deliveries: Mapping[Reason, int]
+    final: Mapping[tuple[Channel, State, Reason], int]
+    faults: Sequence[str]
 
     @property
     def idle(self) -> bool:
         """Nothing was due."""
-        return not self.events and not self.deliveries
+        return not (self.events or self.deliveries or self.faults)
+
+
+@dataclass(frozen=True, slots=True)
+class Driven:
+    """A delivery that was driven on, and what it is now."""
+
+    channel: Channel
+    state: State
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,44 +80,71 @@ class Sweep:
     rng: Random = field(default_factory=Random)
 
     async def __call__(self) -> Swept:
-        """One round: events that were not planned to the end, then deliveries that are due."""
-        events = await self._events()
-        found: Counter[Reason] = Counter()
+        """One round: events that were not planned to the end, then deliveries that are due.
+
+        What cannot be driven on is told and tried again later; it does not stop the others.
+        """
+        faults: list[str] = []
+        events = await self._events(faults)
+        found: list[Driven] = []
         waiting: dict[tuple[Channel, Lane], int] = {}
         while batch := await self.deliveries.due(self.now(), BATCH):
-            found.update(await self._batch(batch, waiting))
+            found += await self._batch(batch, waiting, faults)
             if len(batch) < BATCH:
                 break
-        return Swept(events, dict(found))
+        return Swept(
+            events,
+            Counter(driven.reason for driven in found),
+            Counter((driven.channel, driven.state, driven.reason) for driven in found if driven.state.final),
+            faults,
+        )
 
-    async def _events(self) -> int:
-        due = await self.events.due(self.now(), BATCH)
+    async def _events(self, faults: list[str]) -> int:
+        due = await self.events.due(self.now(), EVENTS_BATCH)
         for stored in due:
-            await self.events.postpone(stored.key, self.now() + self.overdue)
-            await self.accept.resume(stored)
+            await self.events.postpone(stored.key, self.now() + max(self.overdue, self.now() - stored.received_at))
+            try:
+                await self.accept.resume(stored)
+            except Exception as error:  # noqa: BLE001 - told, and tried again; the others go on
+                faults.append(place_of(error))
         return len(due)
 
-    async def _batch(self, batch: Sequence[Delivery], waiting: dict[tuple[Channel, Lane], int]) -> Counter[Reason]:
+    async def _batch(
+        self, batch: Sequence[Delivery], waiting: dict[tuple[Channel, Lane], int], faults: list[str]
+    ) -> list[Driven]:
         claims = await self.deliveries.claims([delivery.claim_id(delivery.attempt + 1) for delivery in batch])
         await self._look(batch, waiting)
         keys = sorted({delivery.event_key for delivery in batch})
         events = dict(zip(keys, await asyncio.gather(*map(self._read, keys)), strict=True))
-        done = await asyncio.gather(
-            *(
-                self._one(
-                    delivery,
-                    claims.get(delivery.claim_id(delivery.attempt + 1)),
-                    events[delivery.event_key],
-                    waiting[delivery.channel, delivery.lane],
-                )
-                for delivery in batch
-            )
-        )
-        return Counter(reason for reason in done if reason is not None)
 
-    async def _read(self, key: str) -> Found | None:
+        async def guarded(delivery: Delivery) -> Driven | None:
+            claim, event = claims.get(delivery.claim_id(delivery.attempt + 1)), events[delivery.event_key]
+            try:
+                if isinstance(event, Exception):
+                    raise event
+                after = await self._one(delivery, claim, event, waiting[delivery.channel, delivery.lane])
+            except Exception as error:  # noqa: BLE001 - told, and tried again; the others go on
+                faults.append(place_of(error))
+                after = await self._unable(delivery, error)
+            return Driven(after.channel, after.state, after.reason) if after else None
+
+        return [driven for driven in await asyncio.gather(*map(guarded, batch)) if driven]
+
+    async def _unable(self, delivery: Delivery, error: Exception) -> Delivery | None:
+        """Try again after as long as it has waited already; in the end give it up, with the place of our fault."""
+        age = self.now() - delivery.updated_at
+        if age < GIVE_UP_AFTER:
+            await self.deliveries.postpone(delivery, self.now() + max(self.overdue, age))
+            return None
+        return await self._conclude(delivery, Failed(Reason.INTERNAL_ERROR, place_of(error)), delivery.attempt)
+
+    async def _read(self, key: str) -> Found | Exception | None:
+        """The event; an exception of reading it is a value, for it concerns its own deliveries alone."""
         stored = await self.events.get(key)
-        return Found(travelling(read_event(stored))) if stored else None
+        try:
+            return Found(travelling(await asyncio.to_thread(read_event, stored))) if stored else None
+        except Exception as error:  # noqa: BLE001 - handed to its deliveries
+            return error
 
     async def _look(self, batch: Sequence[Delivery], waiting: dict[tuple[Channel, Lane], int]) -> None:
         """Learn how full the queues are; once a round, for what the round itself dispatches fills them."""
@@ -104,20 +153,24 @@ class Sweep:
             if lane not in waiting:
                 waiting[lane] = await self.queue.waiting(*lane)
 
-    async def _one(self, delivery: Delivery, claim: Claim | None, event: Found | None, waiting: int) -> Reason | None:
-        """Drive one overdue delivery on; returns the reason under which, None if it is left to wait."""
+    async def _one(self, delivery: Delivery, claim: Claim | None, event: Found | None, waiting: int) -> Delivery | None:
+        """Drive one overdue delivery on; returns what it is now, None if it is left to wait."""
         now = self.now()
         if claim is not None:
             return await self._claimed(delivery, claim, event, now)
         if delivery.expires_at is not None and delivery.expires_at <= now:
             return await self._expire(delivery, now)
         if event is None:
-            return await self._conclude(delivery, Failed(Reason.INTERNAL_ERROR, "the event is no longer stored"), None)
+            lost = Failed(Reason.INTERNAL_ERROR, "the event is no longer stored")
+            return await self._conclude(delivery, lost, delivery.attempt)
+        if delivery.channel not in self.policies:
+            gone = Failed(Reason.NOT_CONFIGURED, f"no provider any more: channels.{delivery.channel}.providers")
+            return await self._conclude(delivery, gone, delivery.attempt)
         if delivery.state is State.HELD:
             return await self._release(delivery, event, now)
         return await self._redrive(delivery, event, waiting, now)
 
-    async def _redrive(self, delivery: Delivery, event: Found, waiting: int, now: datetime) -> Reason | None:
+    async def _redrive(self, delivery: Delivery, event: Found, waiting: int, now: datetime) -> Delivery | None:
         """Dispatch it again, unless it may well stand in its queue still.
 
         The next look comes after as long as it has waited already, so that a long backlog is not multiplied.
@@ -126,71 +179,76 @@ class Sweep:
         patient = waiting > 0 and age < self.overdue * PATIENCE
         if not patient:
             await self.queue.dispatch(dispatch_of(delivery, event.data))
-        await self.deliveries.postpone([delivery.id], now + max(self.overdue, age if waiting else self.overdue))
-        return None if patient else Reason.REDRIVEN
+        await self.deliveries.postpone(delivery, now + max(self.overdue, age if waiting else self.overdue))
+        return None if patient else replace(delivery, reason=Reason.REDRIVEN)
 
-    async def _release(self, delivery: Delivery, event: Found, now: datetime) -> Reason:
+    async def _release(self, delivery: Delivery, event: Found, now: datetime) -> Delivery:
         change = Change(State.QUEUED, now, Reason.RELEASED, delivery.epoch, delivery.attempt)
         released = delivery.changed(change, now + self.overdue)
         await self.queue.dispatch(dispatch_of(released, event.data))
         if await self.deliveries.record(released, delivery.attempt, [change]):
             await self.queue.status(released, change)
-        return Reason.RELEASED
+        return released
 
-    async def _expire(self, delivery: Delivery, now: datetime) -> Reason | None:
+    async def _expire(self, delivery: Delivery, now: datetime) -> Delivery | None:
         """Expire it under a claim, so that nobody sends it at the same moment."""
         if not await self.deliveries.claim(_own_claim(delivery, now, self.lease)):
             return None
-        change = Change(
-            State.EXPIRED, now, Reason.EXPIRED, delivery.epoch, delivery.attempt, detail=f"at {delivery.expires_at}"
-        )
+        detail = f"its time was over at {delivery.expires_at}"
+        change = Change(State.EXPIRED, now, Reason.EXPIRED, delivery.epoch, delivery.attempt, detail=detail)
         return await self._record(delivery, change, None)
 
-    async def _claimed(self, delivery: Delivery, claim: Claim, event: Found | None, now: datetime) -> Reason | None:
+    async def _claimed(self, delivery: Delivery, claim: Claim, event: Found | None, now: datetime) -> Delivery | None:
         """Somebody is on it, or was: a lease that has run out leaves an attempt with unknown outcome."""
         if claim.lease_until > now:
-            await self.deliveries.postpone([delivery.id], claim.lease_until)
+            await self.deliveries.postpone(delivery, claim.lease_until)
             return None
         attempt = delivery.attempt + 1
         lost = UnknownOutcome(Reason.OUTCOME_UNKNOWN, "the consumer that had claimed it did not record an outcome")
         outcome = self.policies.get(delivery.channel, RetryPolicy()).next_attempt(attempt, lost, now, self.rng)
-        return await self._conclude(delivery, outcome, event, attempt)
-
-    async def _conclude(
-        self, delivery: Delivery, outcome: Outcome, event: Found | None, attempt: int | None = None
-    ) -> Reason | None:
-        number = delivery.attempt if attempt is None else attempt
-        now = self.now()
         if isinstance(outcome, Failed | Unknown):
-            state = State.FAILED if isinstance(outcome, Failed) else State.UNKNOWN
-            change = Change(state, now, outcome.reason, delivery.epoch, number, detail=outcome.detail)
-            return await self._record(delivery, change, None, Dispatch(delivery, number, None))
+            return await self._conclude(delivery, outcome, attempt)
+        return await self._again(delivery, event, attempt)
+
+    async def _again(self, delivery: Delivery, event: Found | None, attempt: int) -> Delivery | None:
+        """At once: its lease was wait enough."""
+        now = self.now()
         change = Change(
             State.QUEUED,
             now,
             Reason.OUTCOME_UNKNOWN,
             delivery.epoch,
-            number,
+            attempt,
             detail="its lease ran out; sent again",
             possible_duplicate=True,
         )
-        again = delivery.changed(change, now + self.overdue)
-        if event is None or not await self.deliveries.record(again, delivery.attempt, [change]):
-            return None
-        await self.queue.dispatch(dispatch_of(again, event.data))
-        await self.queue.status(again, change)
-        return Reason.OUTCOME_UNKNOWN
+        again = await self._record(delivery, change, now + self.overdue)
+        if again is not None and event is not None:
+            await self.queue.dispatch(dispatch_of(again, event.data))
+        return again
 
-    async def _record(
-        self, delivery: Delivery, change: Change, due_at: datetime | None, parked: Dispatch | None = None
-    ) -> Reason | None:
+    async def _conclude(self, delivery: Delivery, outcome: Failed | Unknown, attempt: int) -> Delivery | None:
+        failed = isinstance(outcome, Failed)
+        change = Change(
+            State.FAILED if failed else State.UNKNOWN,
+            self.now(),
+            outcome.reason,
+            delivery.epoch,
+            attempt,
+            detail=outcome.detail,
+            possible_duplicate=isinstance(outcome, Failed) and outcome.possible_duplicate,
+        )
+        after = await self._record(delivery, change, None)
+        if after is not None and failed:
+            await self.queue.park(Dispatch(after, attempt, None), change.reason, change.detail or "")
+        return after
+
+    async def _record(self, delivery: Delivery, change: Change, due_at: datetime | None) -> Delivery | None:
         after = delivery.changed(change, due_at)
         if not await self.deliveries.record(after, delivery.attempt, [change]):
             return None
-        if parked is not None and change.state is State.FAILED:
-            await self.queue.park(parked.again(after), change.reason, change.detail or "")
         await self.queue.status(after, change)
-        return change.reason
+        return after
 
 
 def _own_claim(delivery: Delivery, now: datetime, lease: timedelta) -> Claim:

@@ -10,6 +10,13 @@ from pydantic import AfterValidator, ValidationError
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 MAX_FAULTS = 20
 """How many faults of one document are told; the rest is counted."""
+MAX_DETAIL = 2000
+"""Characters of a detail: it is kept in the database, and travels in a header."""
+
+
+def detail_text(text: str) -> str:
+    """A detail as it may be stored: not too long, and without what cannot be written as UTF-8."""
+    return text[:MAX_DETAIL].encode("utf-8", "replace").decode()
 
 
 def single_line(value: str) -> str:
@@ -47,7 +54,7 @@ def _fault(item: Any, prefix: str) -> Fault:
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         message = "is not a field that NotiPy knows"
-    return Fault(path, message[:300])
+    return Fault(path[:200], message[:300])
 
 
 def describe(faults: Iterable[Fault]) -> str:

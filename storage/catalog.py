@@ -56,6 +56,7 @@ class MongoCatalog:
         self._in_force = InForce(-1, {})
         self._current: tuple[Notification, ...] = ()
         self._known: dict[tuple[str, int], Notification] = {}
+        self.unreadable: set[str] = set()
         self._matching = lru_cache(maxsize=4096)(self._match)
 
     def matching(self, topic: str) -> Sequence[Notification]:
@@ -140,9 +141,12 @@ class MongoCatalog:
         ids = [_version_id(name, version) for name, version in wanted.items()]
         query = self._versions.find({"_id": {"$in": ids}})
         for document in await self._database.run(lambda: query.clone().to_list(None)):
-            notification = Notification(
-                version=document["version"], definition=Definition.model_validate(json.loads(document["definition"]))
-            )
+            try:
+                definition = Definition.model_validate(json.loads(document["definition"]))
+            except ValueError:  # written by a newer version, with fields that this one cannot follow
+                self.unreadable.add(document["_id"])
+                continue
+            notification = Notification(version=document["version"], definition=definition)
             self._known[notification.name, notification.version] = notification
 
     async def _latest(self, names: Sequence[str]) -> Mapping[str, int]:

@@ -27,11 +27,11 @@ SOCKET_MS = 20_000
 INDEXES: dict[str, list[IndexModel]] = {
     "events": [
         # the sweeper's: only events whose planning is not complete are in it
-        IndexModel([("due_at", ASCENDING)], name="due", partialFilterExpression={"due_at": {"$type": "date"}}),
+        IndexModel([("due_at", ASCENDING)], name="due_at", partialFilterExpression={"due_at": {"$exists": True}}),
     ],
     "deliveries": [
         # the sweeper's: only deliveries that are not final are in it
-        IndexModel([("due_at", ASCENDING)], name="due", partialFilterExpression={"due_at": {"$type": "date"}}),
+        IndexModel([("due_at", ASCENDING)], name="due_at", partialFilterExpression={"due_at": {"$exists": True}}),
         IndexModel([("event_key", ASCENDING)], name="event"),
         # every list: equality on state and channel (all of them where none is asked for), merged in this order
         IndexModel(

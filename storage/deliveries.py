@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pymongo import ASCENDING, DESCENDING, UpdateOne
+from pymongo import ASCENDING, DESCENDING
 
 from domain.delivery import Change, Delivery
 from domain.ports import Claim, DeadFilter
@@ -13,7 +13,7 @@ from domain.vocabulary import IN_FLIGHT, Channel, Reason, State
 from storage.database import Database, Document
 from storage.documents import claim_document, delivery_document, read_claim, read_delivery
 from storage.group_commit import GroupCommit
-from storage.writes import insert_all
+from storage.writes import Update, insert_all, update_all
 
 _IN_FLIGHT = [str(state) for state in IN_FLIGHT]
 _STORED_STATES = [str(state) for state in State if state is not State.SENDING]
@@ -24,7 +24,7 @@ _SET_BY_CHANGE = ("state", "reason", "detail", "epoch", "attempt", "provider", "
 @dataclass(frozen=True, slots=True)
 class _Record:
     delivery: Delivery
-    update: UpdateOne
+    update: Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class MongoDeliveries:
         self._inserts: GroupCommit[Document, bool] = GroupCommit(self._insert)
         self._claims: GroupCommit[Claim, bool] = GroupCommit(self._insert_claims)
         self._records: GroupCommit[_Record, bool] = GroupCommit(self._write_records)
+        self._postponements: GroupCommit[Update, None] = GroupCommit(self._postpone)
 
     async def add(self, deliveries: Sequence[Delivery]) -> None:
         """One delivery shares its insert with other events'; many make an insert of their own."""
@@ -80,7 +81,7 @@ class MongoDeliveries:
             "attempt": expected_attempt,
             "state": {"$in": _IN_FLIGHT},
         }
-        return await self._records.submit(_Record(delivery, UpdateOne(condition, _update(delivery, changes))))
+        return await self._records.submit(_Record(delivery, Update(condition, _update(delivery, changes))))
 
     async def note(self, delivery_id: str, change: Change) -> None:
         """A late `sent` makes what was sent meanwhile a possible duplicate."""
@@ -95,18 +96,26 @@ class MongoDeliveries:
         documents = await self._database.run(lambda: query.clone().to_list(limit))
         return [read_delivery(document) for document in documents]
 
-    async def postpone(self, ids: Sequence[str], due_at: datetime) -> None:
-        """Only while they are due at all: one that is final meanwhile stays so."""
-        condition = {"_id": {"$in": list(ids)}, "due_at": {"$exists": True}}
-        await self._database.run(lambda: self._collection.update_many(condition, {"$set": {"due_at": due_at}}))
+    async def postpone(self, delivery: Delivery, due_at: datetime) -> None:
+        """A conditional update, grouped with others': only from the time that was read."""
+        if delivery.due_at is None:  # final: and MongoDB would take a missing field for equal to null
+            return
+        condition = {"_id": delivery.id, "due_at": delivery.due_at}
+        await self._postponements.submit(Update(condition, {"$set": {"due_at": due_at}}))
 
     async def reopen(self, before: Delivery, after: Delivery, change: Change) -> bool:
         """One conditional update: of two callers, one matches."""
         condition = {"_id": before.id, "state": str(before.state), "epoch": before.epoch}
         update = _update(after, [change])
-        result = await self._database.run(lambda: self._collection.update_one(condition, update))
+        tries = 0
+
+        async def write() -> bool:
+            nonlocal tries
+            tries += 1
+            return bool((await self._collection.update_one(condition, update)).matched_count)
+
         # a repetition of an update that an outage had left unanswered matches nothing, but finds its own work
-        return bool(result.matched_count) or (await self._applied([after]))[0]
+        return await self._database.run(write) or (tries > 1 and (await self._applied([after]))[0])
 
     async def dead(self, chosen: DeadFilter, limit: int | None) -> AsyncIterator[Delivery]:
         """Oldest first, from the index `list`; in pages, so that a long run holds no cursor open."""
@@ -171,13 +180,13 @@ class MongoDeliveries:
     async def count_due(self, before: datetime) -> int:
         """How many have been due since before this time, from the partial index `due`."""
         query = {"due_at": {"$lt": before}}
-        return await self._database.run(lambda: self._collection.count_documents(query, hint="due"))
+        return await self._database.run(lambda: self._collection.count_documents(query))
 
     async def oldest_due(self) -> datetime | None:
         """The earliest `due_at` there is."""
         query = {"due_at": {"$exists": True}}
         document = await self._database.run(
-            lambda: self._collection.find_one(query, {"due_at": 1}, sort=[("due_at", ASCENDING)], hint="due")
+            lambda: self._collection.find_one(query, {"due_at": 1}, sort=[("due_at", ASCENDING)])
         )
         return document["due_at"] if document else None
 
@@ -220,13 +229,17 @@ class MongoDeliveries:
             for claim, won in zip(claims, results, strict=True)
         ]
 
-    async def _write_records(self, records: list[_Record]) -> Sequence[bool]:
+    async def _postpone(self, updates: list[Update]) -> Sequence[Exception | None]:
+        return (await update_all(self._database, self._collection, updates))[1]
+
+    async def _write_records(self, records: list[_Record]) -> Sequence[bool | Exception]:
         """A bulk update tells only totals: where one did not match, the deliveries are read back and compared."""
         updates = [record.update for record in records]
-        result = await self._database.run(lambda: self._collection.bulk_write(updates, ordered=False))
-        if result.matched_count == len(records):
+        all_matched, faults = await update_all(self._database, self._collection, updates)
+        if all_matched:
             return [True] * len(records)
-        return await self._applied([record.delivery for record in records])
+        applied = await self._applied([record.delivery for record in records])
+        return [fault or done for fault, done in zip(faults, applied, strict=True)]
 
     async def _applied(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         query = self._collection.find({"_id": {"$in": [delivery.id for delivery in deliveries]}}, {"history": 0})

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from pymongo import ASCENDING, UpdateOne
+from pymongo import ASCENDING
 
 from domain.ports import StoredEvent
 from domain.vocabulary import EventState
 from storage.database import Database, Document
 from storage.documents import event_document, read_event
 from storage.group_commit import GroupCommit
-from storage.writes import insert_all
+from storage.writes import Update, insert_all, update_all
 
 
 class MongoEvents:
@@ -20,7 +20,7 @@ class MongoEvents:
         self._database = database
         self._collection = database.collection("events")
         self._inserts: GroupCommit[Document, bool] = GroupCommit(self._insert)
-        self._updates: GroupCommit[UpdateOne, None] = GroupCommit(self._update)
+        self._updates: GroupCommit[Update, None] = GroupCommit(self._update)
 
     async def add(self, event: StoredEvent, due_at: datetime) -> bool:
         """Insert with whoever else inserts; the unique `_id` tells a duplicate."""
@@ -34,7 +34,7 @@ class MongoEvents:
     async def settle(self, key: str, state: EventState, planned: int) -> None:
         """Leaves the sweeper's index."""
         change = {"$set": {"state": str(state), "planned": planned}, "$unset": {"due_at": ""}}
-        await self._updates.submit(UpdateOne({"_id": key}, change))
+        await self._updates.submit(Update({"_id": key}, change))
 
     async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent]:
         """From the partial index `due`."""
@@ -50,11 +50,10 @@ class MongoEvents:
     async def postpone(self, key: str, due_at: datetime) -> None:
         """Only while it is due at all: one that is settled meanwhile stays so."""
         condition = {"_id": key, "due_at": {"$exists": True}}
-        await self._updates.submit(UpdateOne(condition, {"$set": {"due_at": due_at}}))
+        await self._updates.submit(Update(condition, {"$set": {"due_at": due_at}}))
 
     async def _insert(self, documents: list[Document]) -> Sequence[bool | Exception]:
         return await insert_all(self._database, self._collection, documents)
 
-    async def _update(self, updates: list[UpdateOne]) -> Sequence[None]:
-        await self._database.run(lambda: self._collection.bulk_write(updates, ordered=False))
-        return [None] * len(updates)
+    async def _update(self, updates: list[Update]) -> Sequence[Exception | None]:
+        return (await update_all(self._database, self._collection, updates))[1]

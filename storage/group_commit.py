@@ -47,11 +47,14 @@ class GroupCommit(Generic[Item, Result]):
         try:
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
-                await self._write_batch(batch)
+                # a caller that was cancelled before its write wants it no more
+                await self._write_batch([(item, future) for item, future in batch if not future.done()])
         finally:
             self._writer = None
 
     async def _write_batch(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        if not batch:
+            return
         try:
             results = await self._write([item for item, _ in batch])
         except Exception as error:  # noqa: BLE001 - handed to each caller, who decides

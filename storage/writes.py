@@ -1,12 +1,26 @@
-"""Grouped inserts that tell each duplicate."""
+"""Grouped writes in which one document's fault is its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from pymongo.errors import BulkWriteError
+import bson
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError, WriteConcernError
 
-from storage.database import OUTAGES, Collection, Database, Document
+from storage.database import Collection, Database, Document
 
 DUPLICATE_KEY = 11000
+MAX_BYTES = 16 * 1024 * 1024 - 16 * 1024
+"""Of one document: what MongoDB takes, less what is pushed to its history later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One conditional update."""
+
+    condition: Mapping[str, Any]
+    change: Mapping[str, Any]
 
 
 async def insert_all(
@@ -16,22 +30,57 @@ async def insert_all(
 
     Repeated after an outage: documents that the first, unanswered write had stored then count as duplicates.
     """
-
-    async def write() -> Sequence[bool | Exception]:
-        try:
-            await collection.insert_many(documents, ordered=False)
-        except BulkWriteError as error:
-            return _results(error, len(documents))
-        return [True] * len(documents)
-
-    return await database.run(write)
+    faults = [_unwritable(document) for document in documents]
+    good = [document for document, fault in zip(documents, faults, strict=True) if fault is None]
+    written = iter(await database.run(lambda: _insert(collection, good)) if good else ())
+    return [next(written) if fault is None else fault for fault in faults]
 
 
-def _results(error: BulkWriteError, count: int) -> Sequence[bool | Exception]:
-    details = error.details or {}
-    if details.get("writeConcernErrors"):
-        raise OUTAGES[2](str(details["writeConcernErrors"][0].get("errmsg")))
-    results: list[bool | Exception] = [True] * count
-    for fault in details.get("writeErrors", ()):
-        results[fault["index"]] = False if fault["code"] == DUPLICATE_KEY else RuntimeError(fault["errmsg"])
-    return results
+async def update_all(
+    database: Database, collection: Collection, updates: Sequence[Update]
+) -> tuple[bool, Sequence[Exception | None]]:
+    """Update in one write; whether every condition matched, and for each the error that it alone met."""
+    faults = [_unwritable(update.change) for update in updates]
+    good = [
+        UpdateOne(update.condition, update.change)
+        for update, fault in zip(updates, faults, strict=True)
+        if fault is None
+    ]
+    matched = await database.run(lambda: _update(collection, good)) if good else 0
+    return matched == len(updates), faults
+
+
+async def _insert(collection: Collection, documents: list[Document]) -> Sequence[bool | Exception]:
+    try:
+        await collection.insert_many(documents, ordered=False)
+    except BulkWriteError as error:
+        _raise_if_unsure(error)
+        results: list[bool | Exception] = [True] * len(documents)
+        for fault in (error.details or {}).get("writeErrors", ()):
+            results[fault["index"]] = False if fault["code"] == DUPLICATE_KEY else RuntimeError(fault["errmsg"])
+        return results
+    return [True] * len(documents)
+
+
+async def _update(collection: Collection, updates: list[UpdateOne]) -> int:
+    try:
+        result = await collection.bulk_write(updates, ordered=False)
+    except BulkWriteError as error:
+        _raise_if_unsure(error)
+        return int((error.details or {}).get("nMatched", 0))
+    return result.matched_count
+
+
+def _raise_if_unsure(error: BulkWriteError) -> None:
+    """A write that was made and not confirmed (a primary that stepped down) is an outage: it is repeated."""
+    if unsure := (error.details or {}).get("writeConcernErrors"):
+        raise WriteConcernError(str(unsure[0].get("errmsg"))) from error
+
+
+def _unwritable(document: Mapping[str, Any]) -> Exception | None:
+    """Why the document cannot be written: found before the write, which it would fail for everybody in it."""
+    try:
+        size = len(bson.encode(document))
+    except (bson.errors.BSONError, OverflowError, TypeError, ValueError) as error:
+        return error
+    return None if size <= MAX_BYTES else ValueError(f"a document of {size} bytes")

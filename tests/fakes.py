@@ -100,10 +100,10 @@ class MemoryDeliveries:
         due = [delivery for delivery in self.stored.values() if delivery.due_at and delivery.due_at <= now]
         return sorted(due, key=lambda delivery: str(delivery.due_at))[:limit]
 
-    async def postpone(self, ids: Sequence[str], due_at: datetime) -> None:
-        for name in ids:
-            if self.stored[name].due_at is not None:
-                self.stored[name] = replace(self.stored[name], due_at=due_at)
+    async def postpone(self, delivery: Delivery, due_at: datetime) -> None:
+        stored = self.stored[delivery.id]
+        if stored.due_at is not None and stored.due_at == delivery.due_at:
+            self.stored[delivery.id] = replace(stored, due_at=due_at)
 
     async def reopen(self, before: Delivery, after: Delivery, change: Change) -> bool:
         stored = self.stored.get(before.id)

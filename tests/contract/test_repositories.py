@@ -158,10 +158,10 @@ async def test_what_is_due_comes_most_overdue_first_and_final_ones_never(stores:
     await stores.deliveries.add([delivery(3), delivery(1), delivery(2)])
     after, change = sent(delivery(2))
     await stores.deliveries.record(after, 0, [change])
-    await stores.deliveries.postpone(["d-2"], START)
+    await stores.deliveries.postpone(after, START)
     due = await stores.deliveries.due(START + SECOND * 5, 10)
     assert [found.id for found in due] == ["d-1", "d-3"]
-    await stores.deliveries.postpone(["d-1"], START + SECOND * 60)
+    await stores.deliveries.postpone(due[0], START + SECOND * 60)
     assert [found.id for found in await stores.deliveries.due(START + SECOND * 5, 10)] == ["d-3"]
 
 

@@ -5,6 +5,7 @@ import pytest
 from domain.deliver import Late, NotClaimed, Settled
 from domain.dispatch import Dispatch
 from domain.failures import PermanentFailure, TransientFailure, UnknownOutcome
+from domain.ports import Claim
 from domain.vocabulary import Reason, Semantics, State
 from tests.unit.world import LEASE, SMALL, World
 
@@ -164,3 +165,19 @@ async def test_one_that_wakes_after_its_lease_says_so() -> None:
     stored = world.deliveries.stored[job.delivery.id]
     assert stored.possible_duplicate
     assert "after its lease" in str(stored.history[-1].detail)
+
+
+async def test_a_claim_that_took_longer_than_its_lease_sends_nothing() -> None:
+    world = World()
+    job = await first(world)
+    real = world.deliveries.claim
+
+    async def slow(claim: Claim) -> bool:
+        world.clock.advance(LEASE)
+        return await real(claim)
+
+    world.deliveries.claim = slow  # type: ignore[method-assign]
+    await world.deliver(job)
+    assert not world.provider.sent
+    assert world.deliveries.stored[job.delivery.id].reason is Reason.TIMEOUT
+    assert not world.deliveries.stored[job.delivery.id].possible_duplicate

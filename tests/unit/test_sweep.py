@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import timedelta
 
 from domain.failures import TransientFailure
@@ -141,3 +142,48 @@ async def test_what_is_being_sent_cannot_be_cancelled() -> None:
     await world.deliveries.claim(world.deliver._claim(job))
     refused = await world.operate.cancel(job.delivery.id)
     assert refused == Refused("it is being sent at this moment")
+
+
+async def test_a_delivery_over_a_channel_that_is_configured_no_more_ends() -> None:
+    world = World()
+    await world.accepted(b'{"recipients": [{"phone": "+4915112345678"}], "content": {"sms": {"text": "t"}}}')
+    world.clock.advance(OVERDUE)
+    await world.sweep()
+    (delivery,) = world.deliveries.stored.values()
+    assert (delivery.state, delivery.reason) == (State.FAILED, Reason.NOT_CONFIGURED)
+    assert len(world.queue.parked) == 1
+
+
+async def test_the_last_attempt_with_unknown_outcome_is_marked_when_it_is_replayed() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    for _ in range(world.policy.attempts):
+        await world.deliveries.claim(world.deliver._claim(job))
+        world.clock.advance(OVERDUE + LEASE)
+        await world.sweep()
+        job = job.again(world.deliveries.stored[job.delivery.id])
+    failed = world.deliveries.stored[job.delivery.id]
+    assert (failed.state, failed.possible_duplicate) == (State.FAILED, True)
+    replayed = await world.operate.replay(failed)
+    assert not isinstance(replayed, Refused)
+    assert replayed.possible_duplicate
+
+
+async def test_an_event_that_cannot_be_read_back_is_given_up_in_the_end() -> None:
+    world = World()
+    await world.accepted()
+    (stored,) = world.events.stored.values()
+    world.events.stored[stored.key] = replace(stored, body=b"no event")
+    world.clock.advance(OVERDUE)
+    swept = await world.sweep()
+    assert len(swept.faults) == 1
+    world.clock.advance(timedelta(days=2))
+    await world.sweep()
+    (delivery,) = world.deliveries.stored.values()
+    assert (delivery.state, delivery.reason) == (State.FAILED, Reason.INTERNAL_ERROR)
+
+
+async def test_what_is_sent_or_waiting_is_not_dropped() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    assert isinstance(await world.operate.drop(world.deliveries.stored[job.delivery.id]), Refused)
