@@ -31,6 +31,7 @@ POLL_SECONDS = 0.2
 SHOWN = 1000
 """Deliveries shown at most after waiting; an event may have more recipients than anybody reads."""
 _GOOD = frozenset({"sent", "delivered", "suppressed"})
+_UNDER_WAY = frozenset({"queued", "held", "retrying"})
 
 
 class WaitingCommand(TyperCommand):
@@ -158,6 +159,7 @@ class _Published:
     known_before: bool
     state: str | None
     deliveries: "Sequence[Delivery]"
+    states: Mapping[str, int]
     final: bool
 
 
@@ -166,7 +168,7 @@ async def _send(settings: "Settings", outgoing: _Outgoing, wait: float | None) -
         known = await opened.events.get(outgoing.event.key) is not None
         await opened.publisher.event(outgoing.key, outgoing.body, outgoing.event.id)
         if wait is None:
-            return _Published(known, None, (), final=False)
+            return _Published(known, None, (), {}, final=False)
         return await _await(opened, outgoing.event.key, known, wait)
 
 
@@ -184,7 +186,7 @@ async def _await(opened: "Core", key: str, known: bool, seconds: float) -> _Publ
         final = states is not None and all(State(state).final for state in states)
         if final or asyncio.get_running_loop().time() >= deadline:
             deliveries = await stores.deliveries.page(DeliveryFilter(event_key=key), SHOWN)
-            return _Published(known, str(event.state) if event else None, deliveries, final)
+            return _Published(known, str(event.state) if event else None, deliveries, states or {}, final)
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -201,11 +203,14 @@ def _print(outgoing: _Outgoing, published: _Published, wait: float | None, as_js
         raise CommandFailed(f"{name} is not done after {wait:g} s: {_stands(published)}.", _follow(event))
     if published.state == "unmatched":
         raise CommandFailed(f"No notification is on {event.topic}: nobody is told.", "`notipy apply` defines one.")
-    if bad := [delivery for delivery in published.deliveries if str(delivery.state) not in _GOOD]:
-        raise CommandFailed(
-            f"{len(bad)} of {len(published.deliveries)} deliveries were not sent.",
-            f"`notipy deliveries show {bad[0].id}` says why.",
-        )
+    bad = sum(count for state, count in published.states.items() if state not in _GOOD)
+    if bad:
+        raise CommandFailed(f"{bad} of {sum(published.states.values())} deliveries were not sent.", _inspect(published))
+
+
+def _inspect(published: _Published) -> str:
+    bad = next((delivery for delivery in published.deliveries if str(delivery.state) not in _GOOD), None)
+    return f"`notipy deliveries show {bad.id}` says why." if bad else "`notipy dead list` shows them."
 
 
 def _print_sent(outgoing: _Outgoing, as_json: bool) -> None:
@@ -230,8 +235,8 @@ def _print_deliveries(published: _Published, as_json: bool) -> None:
 def _stands(published: _Published) -> str:
     if published.state is None:
         return "no consumer has taken it yet (is `notipy run` running?), or it was parked"
-    waiting = sum(not delivery.state.final for delivery in published.deliveries)
-    return f"{waiting} deliveries are on their way" if waiting else STATES[published.state]
+    waiting = [f"{count} {state}" for state, count in published.states.items() if state in _UNDER_WAY]
+    return ", ".join(waiting) or STATES[published.state]
 
 
 def _follow(event: "Event") -> str:

@@ -29,7 +29,8 @@ from domain.vocabulary import Channel, Semantics
 
 DEFAULT_FILE = Path("notipy.yaml")
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_SECRET_NAME = re.compile(r"secret|password|token|api_?key|private_?key|credential", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"secret|password|token|api_?key|private_?key|credential|authorization|cookie", re.IGNORECASE)
+_QUERY_SECRET = re.compile(r"(?<=[?&;])([^=&;]*(?:password|secret|token|properties)[^=&;]*)=([^&;]*)", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):([^/@\s]*)(?=@)")
 MASK = "***"
 
@@ -242,12 +243,21 @@ def _read(path: Path, interpolated: dict[str, str]) -> dict[str, Any]:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: is not YAML: {error}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: is not YAML: {_yaml_fault(error)}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: is not UTF-8") from None
     if not isinstance(document, dict | None):
         raise SettingsError(f"{path}: should be a mapping of settings")
     result: dict[str, Any] = _interpolate(document or {}, path, "", interpolated)
     return result
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    """What is wrong and where; not the line itself, which may hold a secret."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    return type(error).__name__
 
 
 def _interpolate(value: Any, path: Path, place: str, used: dict[str, str]) -> Any:
@@ -298,4 +308,5 @@ def _mask_text(text: str, interpolated: Mapping[str, str]) -> str:
     for variable, secret in interpolated.items():
         if len(secret) > 2:
             text = text.replace(secret, f"${{{variable}}}")
+    text = _QUERY_SECRET.sub(lambda match: f"{match.group(1)}={MASK}", text)
     return _URL_PASSWORD.sub(lambda match: f"{match.group(1)}:{MASK}", text)

@@ -1,14 +1,18 @@
 """What an operator or a service does to deliveries: replay, drop, cancel."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import uuid4
 
 from domain.delivery import Change, Delivery
-from domain.dispatch import dispatch_of, travelling
+from domain.dispatch import EventData, dispatch_of, travelling
 from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now
 from domain.stored import read_event
 from domain.vocabulary import REPLAYABLE, Reason, State
+
+KEPT = 8
+"""Events kept while their deliveries are replayed: thousands of dead deliveries are often of a few events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Operate:
     now: Now
     overdue: timedelta
     lease: timedelta
+    _reading: dict[str, "asyncio.Task[EventData | Refused | None]"] = field(default_factory=dict, repr=False)
 
     async def replay(self, delivery: Delivery) -> Delivery | Refused:
         """Start a new epoch of a failed delivery: its attempts are counted anew, its provider's idempotency key is new.
@@ -36,16 +41,16 @@ class Operate:
         """
         if delivery.state not in REPLAYABLE:
             return Refused(f"it is {delivery.state}; only {' and '.join(REPLAYABLE)} ones are replayed")
-        stored = await self.events.get(delivery.event_key)
-        if stored is None:
-            return Refused("its event is no longer stored")
+        event = await self._event(delivery.event_key)
+        if isinstance(event, Refused):
+            return event
         now = self.now()
         maybe_sent = delivery.state is State.UNKNOWN
         change = Change(State.QUEUED, now, Reason.REPLAYED, delivery.epoch + 1, 0, possible_duplicate=maybe_sent)
         after = delivery.changed(change, now + self.overdue)
         if not await self.deliveries.reopen(delivery, after, change):
             return Refused("somebody else has just replayed or dropped it")
-        await self.queue.dispatch(dispatch_of(after, travelling(read_event(stored))))
+        await self.queue.dispatch(dispatch_of(after, event))
         await self.queue.status(after, change)
         return after
 
@@ -77,3 +82,26 @@ class Operate:
             return Refused("it has just been decided otherwise")
         await self.queue.status(after, change)
         return after
+
+    async def _event(self, key: str) -> EventData | Refused | None:
+        """What travels of an event: read once for all of its deliveries that are replayed one after the other."""
+        reading = self._reading.get(key)
+        if reading is None:
+            reading = self._reading[key] = asyncio.create_task(self._read(key))
+            reading.add_done_callback(lambda task: None if _usable(task) else self._forget(key))
+            if len(self._reading) > KEPT:
+                self._forget(next(iter(self._reading)))
+        return await asyncio.shield(reading)
+
+    async def _read(self, key: str) -> EventData | Refused | None:
+        stored = await self.events.get(key)
+        if stored is None:
+            return Refused("its event is no longer stored")
+        return travelling(await asyncio.to_thread(read_event, stored))
+
+    def _forget(self, key: str) -> None:
+        self._reading.pop(key, None)
+
+
+def _usable(task: "asyncio.Task[EventData | Refused | None]") -> bool:
+    return not task.cancelled() and task.exception() is None and not isinstance(task.result(), Refused)

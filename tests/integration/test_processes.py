@@ -120,6 +120,8 @@ async def test_stopped_under_load_nothing_is_sent_twice_and_no_delivery_count_gr
     assert len(received(smtp)) == count
     assert not [delivery for delivery in await stack.deliveries() if delivery.possible_duplicate]
     assert "grace_exceeded" not in log.read_text()
+    assert "delivery.sent" in log.read_text()
+    assert "example.org" not in log.read_text()
 
 
 async def test_two_workers_share_the_work_and_one_page(

@@ -1,0 +1,119 @@
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from config.settings import Settings, SettingsError, load_settings
+from domain.vocabulary import Channel, Semantics
+
+FILE = """
+amqp_url: "amqp://user:${BROKER_PASSWORD}@broker.example/vhost"
+mongo_url: "mongodb://user:literal-pw@db.example/notipy?tlsCertificateKeyFilePassword=cert-pw"
+channels:
+  email:
+    semantics: at_most_once
+    retry: [5s, 1m]
+    providers:
+      - name: primary
+        kind: smtp
+        url: "smtp://user:${SMTP_PASSWORD}@mail.example:587?tls=starttls"
+        from: "Shop <no-reply@shop.example>"
+  webhook:
+    providers:
+      - {name: hooks, kind: webhook, secret: whsec-literal, headers: {Authorization: "Bearer literal-token"}}
+status: {publish: all}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SMTP_PASSWORD", "hunter2")
+    monkeypatch.setenv("BROKER_PASSWORD", "sesame")
+    path = tmp_path / "notipy.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def test_the_file_is_read_and_secrets_come_from_the_environment(file: Path) -> None:
+    settings = load_settings(file)
+    email = settings.channels[Channel.EMAIL]
+    assert (email.semantics, email.retry) == (Semantics.AT_MOST_ONCE, (timedelta(seconds=5), timedelta(minutes=1)))
+    assert "hunter2" in str(email.providers[0].options["url"])
+    assert settings.policy(Channel.EMAIL).attempts == 3
+
+
+def test_the_environment_wins_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIPY_CHANNELS__EMAIL__CONCURRENCY", "7")
+    monkeypatch.setenv("NOTIPY_SWEEPER__INTERVAL", "1s")
+    monkeypatch.setenv("NOTIPY_MONGO_URL", "mongodb://other.example/x")
+    settings = load_settings(file)
+    assert settings.channels[Channel.EMAIL].concurrency == 7
+    assert settings.channels[Channel.EMAIL].retry == (timedelta(seconds=5), timedelta(minutes=1))
+    assert settings.sweeper.interval == timedelta(seconds=1)
+    assert settings.mongo_url.get_secret_value() == "mongodb://other.example/x"
+
+
+def test_the_file_is_named_by_the_environment(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIPY_CONFIG", str(file))
+    assert load_settings().file == file
+
+
+def test_no_secret_is_shown(file: Path) -> None:
+    settings = load_settings(file)
+    shown = f"{settings!r} {settings} {settings.masked()} {settings.channels!r}"
+    for secret in ("hunter2", "sesame", "literal-pw", "cert-pw", "whsec-literal", "literal-token"):
+        assert secret not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "channels: {email: {retry: [soon], providers: [{name: a, kind: smtp}]}}",
+            "channels.email.retry.0: should be a dur",
+        ),
+        ("channels: {email: {providers: []}}", "channels.email.providers"),
+        ("channels: {pigeon: {providers: [{name: a, kind: smtp}]}}", "channels.pigeon"),
+        ("chanels: {}", "chanels: is not a field that NotiPy knows"),
+        ("amqp_url: http://broker", "amqp_url: should be a URL such as amqp://"),
+        ("retry_tiers: [5s, 5s]", "retry_tiers: should be durations that ascend"),
+        ("sweeper: {overdue: 0s}", "sweeper.overdue should be longer than nothing"),
+        ("lease: 9999999999999999999999d", "lease: is longer than any duration can be"),
+        ("amqp_url: ${NOT_SET}", "amqp_url: the environment variable NOT_SET is not set"),
+        ("a: [", "is not YAML: line 1"),
+        ("- a", "should be a mapping"),
+        ("metrics: {port: 99999}", "metrics.port"),
+    ],
+)
+def test_a_wrong_setting_names_itself_and_what_it_should_be(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "notipy.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path)
+    assert told in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_wrong_value_is_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "notipy.yaml"
+    path.write_text('amqp_url: "s3cr3t"\nmongo_url: ["s3cr3t"]\na: "s3cr3t: x')
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path)
+    assert "s3cr3t" not in str(caught.value)
+    path.write_text('amqp_url: "s3cr3t"\nmongo_url: ["s3cr3t"]\n')
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path)
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_literal_dollar_brace_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "notipy.yaml"
+    path.write_text('channels: {sms: {providers: [{name: f, kind: file, directory: "$${x}"}]}}')
+    assert load_settings(path).channels[Channel.SMS].providers[0].options["directory"] == "${x}"
+
+
+def test_without_a_file_there_are_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings()
+    assert settings.file is None
+    assert settings == Settings()
