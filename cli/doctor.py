@@ -59,11 +59,10 @@ def _print_settings(file: str | None, masked: dict[str, Any]) -> None:
 
 def _print_finding(finding: "Finding") -> None:
     sign, style = _SIGNS[finding.result]
-    stdout().print(
-        Text.assemble((f"{sign} ", style), (f"{finding.check}: ", "bold"), plain(finding.detail)), soft_wrap=True
-    )
+    screen = stdout()
+    screen.print(Text.assemble((f"{sign} ", style), (f"{finding.check}: ", "bold"), plain(finding.detail)))
     if finding.advice:
-        stdout().print(Text(f"  → {plain(finding.advice)}"), soft_wrap=True)
+        screen.print(Text(f"  → {plain(finding.advice)}"))
 
 
 def _conclude(findings: "Sequence[Finding]", as_json: bool) -> None:

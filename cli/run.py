@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,6 +126,14 @@ async def _consume(settings: "Settings", roles: Sequence[str] | None, *, serve_p
         if consuming is not None and not started:
             consuming.cancel()
 
+    def orphaned() -> None:
+        """A worker's standard input is a pipe that only its supervisor holds: at its end the supervisor is gone."""
+        loop.remove_reader(sys.stdin)
+        if not stopping.is_set():
+            stop()
+
+    if not serve_page:
+        loop.add_reader(sys.stdin, orphaned)
     started = False
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

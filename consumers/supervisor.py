@@ -88,7 +88,10 @@ class Supervisor:
             command += ["--roles", ",".join(self._roles)]
         environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._shared)}
         # a session of its own: a terminal's Ctrl-C reaches the supervisor alone, which then stops them in order
-        return await asyncio.create_subprocess_exec(*command, env=environment, start_new_session=True)
+        # and a pipe that ends with the supervisor, however that ends: a worker never runs on alone
+        return await asyncio.create_subprocess_exec(
+            *command, env=environment, start_new_session=True, stdin=asyncio.subprocess.PIPE
+        )
 
     async def _end(self, process: asyncio.subprocess.Process, ended: "asyncio.Task[int]") -> int:
         if process.returncode is None:

@@ -45,7 +45,7 @@ class MongoEvents:
     async def count_due(self, before: datetime | None = None) -> int:
         """How many are not planned to the end: all of them, or those due since before this time."""
         query = {"due_at": {"$lt": before} if before else {"$exists": True}}
-        return await self._database.run(lambda: self._collection.count_documents(query, hint="due"))
+        return await self._database.run(lambda: self._collection.count_documents(query, hint="due_at"))
 
     async def postpone(self, key: str, due_at: datetime) -> None:
         """Only while it is due at all: one that is settled meanwhile stays so."""

@@ -14,7 +14,7 @@ import aiohttp
 import yaml
 
 from consumers.topology import channel_queue
-from deploy.processes import free_ports
+from deploy.processes import alive, descendants, free_ports
 from deploy.smtp_sink import SmtpSink
 from domain.vocabulary import Channel, Lane, State
 from tests.running import ORDER_SHIPPED, Stack, order
@@ -173,6 +173,20 @@ async def _no_message_was_given_back(stack: Stack) -> None:
             if message is not None:
                 assert not message.headers.get("x-delivery-count"), name
         await channel.close()
+
+
+async def test_workers_end_with_their_supervisor_however_it_ends(
+    stack: Stack, config_file: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "notipy.log"
+    async with notipy(config_file, "--workers", "2", log=log) as process:
+        await eventually(lambda: log.read_text().count("notipy.started") == 2, timeout=30)
+        workers = descendants(process.pid)
+        assert len(workers) >= 2
+        process.kill()
+        await process.wait()
+        await eventually(lambda: not alive(workers), timeout=20)
+    assert log.read_text().count("notipy.stopping") == 2
 
 
 async def test_wrong_settings_stop_the_start_and_name_themselves(tmp_path: Path) -> None:
