@@ -111,37 +111,57 @@ def _loop_factory() -> Any:
     return uvloop.new_event_loop
 
 
+class _Stop:
+    """What SIGTERM and SIGINT do: the first asks to stop in order, the second ends the process at once.
+
+    A worker stops with its supervisor, too.
+    """
+
+    def __init__(self, *, worker: bool) -> None:
+        self._asked = asyncio.Event()
+        self._starting = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._signalled)
+        if worker:
+            self._loop.add_reader(sys.stdin, self._orphaned)
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return self._asked.is_set()
+
+    async def wait(self) -> None:
+        """Until a signal comes; from now on it does not cancel the task that made this."""
+        self._starting = None
+        await self._asked.wait()
+
+    def _signalled(self) -> None:
+        if self.asked:
+            os._exit(130)
+        self._ask()
+
+    def _orphaned(self) -> None:
+        """A worker's standard input is a pipe that only its supervisor holds: at its end the supervisor is gone."""
+        self._loop.remove_reader(sys.stdin)
+        if not self.asked:
+            self._ask()
+
+    def _ask(self) -> None:
+        self._asked.set()
+        if self._starting is not None:
+            self._starting.cancel()
+
+
 async def _consume(settings: "Settings", roles: Sequence[str] | None, *, serve_page: bool) -> int:
-    """Consume until SIGTERM or SIGINT."""
+    """Consume until SIGTERM or SIGINT, also while it still waits for its servers."""
     from consumers.app import running
 
-    stopping = asyncio.Event()
-    consuming = asyncio.current_task()
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        if stopping.is_set():  # the second time it is meant at once
-            os._exit(130)
-        stopping.set()
-        if consuming is not None and not started:
-            consuming.cancel()
-
-    def orphaned() -> None:
-        """A worker's standard input is a pipe that only its supervisor holds: at its end the supervisor is gone."""
-        loop.remove_reader(sys.stdin)
-        if not stopping.is_set():
-            stop()
-
-    if not serve_page:
-        loop.add_reader(sys.stdin, orphaned)
-    started = False
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    stop = _Stop(worker=not serve_page)
     try:
         async with running(settings, roles, serve_page=serve_page):
-            started = True
-            await stopping.wait()
-    except asyncio.CancelledError:  # told to stop while it still waited for its servers
-        if not stopping.is_set():
+            await stop.wait()
+    except asyncio.CancelledError:
+        if not stop.asked:
             raise
     return 0
