@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from channels.rendering import TemplateRenderer
 from channels.schema import check_schema
-from domain.notification import Definition
+from domain.notification import Definition, check_content
 from domain.text import faults_of
+from domain.vocabulary import Channel
 
 MAX_FILE = 1024 * 1024
 """Bytes of one file: a larger one is no definition and no template."""
@@ -217,21 +218,18 @@ class _Reading:
     document: _Document
 
     def read(self) -> None:
-        """Files → shape → name → templates and schema."""
+        """Files → shape → templates and schema → name; what follows from a fault is not told, all else at once."""
         before = len(self.catalog.faults)
         if not isinstance(self.document.value, dict):
             self._fault("", "should be a mapping with name, on and channels")
             return
         raw = self._with_files(self.document.value)
-        if len(self.catalog.faults) > before:
+        definition = self._shaped(raw)
+        for name, fault in _faults_inside(self.renderer, raw):
+            self._fault(name, fault)
+        if definition is None:
             return
-        try:
-            definition = Definition.model_validate(raw)
-        except ValidationError as error:
-            for fault in _separate(error):
-                self._fault(*fault)
-            return
-        self._check(definition)
+        self._doubt(definition)
         if len(self.catalog.faults) == before:
             self._keep(definition)
 
@@ -267,15 +265,19 @@ class _Reading:
             raise _Unusable(f"lies outside {self.root}: only files of the catalog folder are read")
         return _text(path)
 
-    def _check(self, definition: Definition) -> None:
+    def _shaped(self, raw: Mapping[str, Any]) -> Definition | None:
+        try:
+            return Definition.model_validate(raw)
+        except ValidationError as error:
+            for fault in faults_of(error):
+                if fault.field or not fault.fault.startswith("channels."):  # those are told one by one
+                    self._fault(fault.field, fault.fault)
+            return None
+
+    def _doubt(self, definition: Definition) -> None:
         for channel, content in definition.channels.items():
-            for fault in self.renderer.check(channel, content):
-                self._fault(f"channels.{fault.field}", fault.fault)
             for name in self.renderer.missing(channel, content, dict.fromkeys(_guaranteed(definition))):
                 self._warn(f"channels.{channel}", f"uses {name}, which is not required: {_CONSEQUENCE}")
-        if definition.data_schema is not None:
-            for fault in check_schema(definition.data_schema):
-                self._fault(fault.field, fault.fault)
 
     def _keep(self, definition: Definition) -> None:
         name = definition.name
@@ -304,12 +306,17 @@ def _guaranteed(definition: Definition) -> Iterable[str]:
     return (*definition.required, *(name for name in required if isinstance(name, str)))
 
 
-def _separate(error: ValidationError) -> Iterator[tuple[str, str]]:
-    """Field and fault; those of several channels, which the definition tells together, one by one."""
-    for fault in faults_of(error):
-        if fault.field or not fault.fault.startswith("channels."):
-            yield fault.field.removesuffix(".[key]"), fault.fault
-            continue
-        for part in fault.fault.split("; channels."):
-            path, _, text = part.removeprefix("channels.").partition(": ")
-            yield f"channels.{path}", text
+def _faults_inside(renderer: TemplateRenderer, raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Field and fault of each channel's content and of the schema, also where the definition has other faults.
+
+    The templates of a channel are looked at only if it has the fields that it should have.
+    """
+    channels = raw.get("channels")
+    for name, content in channels.items() if isinstance(channels, dict) else ():
+        if name in set(Channel) and isinstance(content, dict):
+            channel = Channel(name)
+            for fault in check_content(channel, content) or renderer.check(channel, content):
+                yield f"channels.{fault.field}", fault.fault
+    if isinstance(raw.get("schema"), dict):
+        for fault in check_schema(raw["schema"]):
+            yield fault.field, fault.fault

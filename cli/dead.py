@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
-from cli.failures import CommandGroup
+from cli.failures import BadInput, CommandGroup
 from cli.options import (
     DeadState,
     DeadStateOption,
@@ -66,12 +67,13 @@ def list_(
     """
     chosen = _chosen(channel, reason, source, type_, since, until, state, limit)
     settings = load(ctx)
+    above = False
     if channel is not Parked.EVENTS:
-        _print_deliveries(*execute(_deliveries(settings, chosen)), as_json, alone=channel is not None)
+        deliveries, total = execute(_deliveries(settings, chosen))
+        above = bool(deliveries)
+        _print_deliveries(deliveries, total, as_json)
     if channel in {None, Parked.EVENTS} and state is DeadState.FAILED:
-        if channel is None and not as_json:
-            say()
-        _print_events(*execute(_events(settings, chosen)), as_json, body)
+        _print_events(*execute(_events(settings, chosen)), as_json, body, below=above)
 
 
 @app.command("replay")
@@ -120,7 +122,8 @@ def drop(
 ) -> None:
     """Give failed deliveries up: they end cancelled, and stay in the database. Dead events are deleted.
 
-    Without --channel: the deliveries of every channel, and no events. On a terminal it asks before.
+    Without --channel: the deliveries of every channel, and no events. On a terminal it asks before; elsewhere it
+    drops only with --yes.
 
     [bold]Examples[/]
 
@@ -129,7 +132,7 @@ def drop(
     """
     chosen = _chosen(channel, reason, source, type_, since, until, state, limit)
     settings = load(ctx)
-    if not dry_run and not yes and sys.stdin.isatty():
+    if not dry_run and not yes:
         _confirm(settings, chosen)
     _treat(settings, chosen, "dropped", dry_run, as_json)
 
@@ -175,14 +178,14 @@ async def _events(settings: "Settings", chosen: "Chosen") -> "tuple[Sequence[Dea
         return await list_events(opened, chosen)
 
 
-def _print_deliveries(deliveries: "Sequence[Delivery]", total: int, as_json: bool, alone: bool) -> None:
+def _print_deliveries(deliveries: "Sequence[Delivery]", total: int, as_json: bool) -> None:
     from cli.delivery_views import record_of
 
     for delivery in deliveries if as_json else ():
         json_line(record_of(delivery))
     if not as_json and deliveries:
         _print_table(deliveries)
-    elif not deliveries and alone:
+    elif not deliveries:
         hint("No dead deliveries.")
     _print_total(len(deliveries), total, "delivery", "deliveries")
 
@@ -207,13 +210,15 @@ def _print_table(deliveries: "Sequence[Delivery]") -> None:
     print_table(columns, rows)
 
 
-def _print_events(events: "Sequence[DeadEvent]", total: int, as_json: bool, body: bool) -> None:
+def _print_events(events: "Sequence[DeadEvent]", total: int, as_json: bool, body: bool, *, below: bool) -> None:
     from cli.parked import event_record, faults_told
 
     if as_json:
         for event in events:
             json_line(event_record(event, body=body))
     elif events:
+        if below:
+            say(Text("\nMessages that were no events", style="bold"))
         columns = (Column("dead event"), Column("key"), Column("reason"), Column("parked", rank=1))
         print_table(
             (*columns, Column("faults", rank=2)),
@@ -238,11 +243,29 @@ def _print_total(shown: int, total: int, one: str, many: str = "") -> None:
 
 
 def _confirm(settings: "Settings", chosen: "Chosen") -> None:
+    """Ask, if there is anything to drop.
+
+    Raises:
+        BadInput: nobody can be asked.
+        Exit: the answer was no, 1; or Ctrl-C, 130.
+    """
     number = execute(_count(settings, chosen))
     what = counted(number, "dead event") if chosen.events else counted(number, "delivery", "deliveries")
     consequence = "They are deleted." if chosen.events else "They are not sent any more."
-    if number:
-        typer.confirm(f"Drop {what}? {consequence}", abort=True)
+    if number and not sys.stdin.isatty():
+        raise BadInput(f"{what} would be dropped, and nobody can be asked.", "Give --yes; --dry-run shows them.")
+    if number and (code := _refusal(f"Drop {what}? {consequence}")):
+        hint("Aborted.")
+        raise typer.Exit(code)
+
+
+def _refusal(question: str) -> int:
+    """The exit code of an answer that is not yes; 0 for yes."""
+    try:
+        return 0 if typer.confirm(question, err=True) else 1
+    except typer.Abort as abort:  # Ctrl-C, or the end of the input: the cursor stands behind the question
+        hint("")
+        return 130 if isinstance(abort.__context__, KeyboardInterrupt) else 1
 
 
 async def _count(settings: "Settings", chosen: "Chosen") -> int:

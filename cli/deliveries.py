@@ -2,10 +2,12 @@
 
 import asyncio
 import sys
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.events import unknown_event
 from cli.failures import BadInput, CommandFailed, CommandGroup
 from cli.inputs import cursor_of, read_cursor
 from cli.options import ChannelOption, JsonOption, StateOption
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(cls=CommandGroup, rich_markup_mode="rich", no_args_is_help=True, help="What became of each delivery.")
 
+PAGE = 1000
+"""Deliveries that are read and printed at once."""
+
 
 @app.command("list")
 def list_(
@@ -31,7 +36,7 @@ def list_(
     ] = None,
     channel: ChannelOption = None,
     state: StateOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
     after: Annotated[
         str | None, typer.Option("--after", metavar="CURSOR", help="Go on after the page that ended so.")
     ] = None,
@@ -43,36 +48,55 @@ def list_(
 
       $ notipy deliveries list --event shop ord-1042-shipped
       $ notipy deliveries list --channel email --state failed --limit 20
-      $ notipy deliveries list --state held --json | jq .due_at
+      $ notipy deliveries list --state held --limit 1000000 --json | jq -r .id
     """
     from domain.event import event_key
     from storage.deliveries import DeliveryFilter
 
+    if event and event[1].startswith("--"):  # typer takes the next option for the ID that is missing
+        raise typer.BadParameter(f"takes SOURCE and ID, and {event[1]} stands for ID", param_hint="--event")
     settings = load(ctx)
     key = event_key(*event) if event else None
     chosen = DeliveryFilter(key, channel, state, read_cursor(after) if after else None)
-    page = execute(_page(settings, chosen, limit))
-    _print(page, as_json)
-    if len(page) == limit:
-        last = page[-1]
-        hint(f"There may be more: --after {cursor_of(last.created_at, last.id)}")
+    listed = execute(_list(settings, chosen, limit, as_json))
+    if event and not listed.number and not listed.event_known:
+        failure = unknown_event(*event)
+        hint(f"{failure} {failure.hint}")
+    elif not listed.number and not as_json:
+        hint("No deliveries.")
+    if listed.number == limit and listed.last:
+        hint(f"There may be more: --after {cursor_of(listed.last.created_at, listed.last.id)}")
 
 
-async def _page(settings: "Settings", chosen: "DeliveryFilter", limit: int) -> "Sequence[Delivery]":
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """How many deliveries were printed, the last of them, and whether the event that they belong to is stored."""
+
+    number: int
+    last: "Delivery | None"
+    event_known: bool
+
+
+async def _list(settings: "Settings", chosen: "DeliveryFilter", limit: int, as_json: bool) -> _Listed:
+    """Print the deliveries, a page at a time: a table is as wide as its page needs."""
+    number, last = 0, None
     async with storage(settings) as stores:
-        return await stores.deliveries.page(chosen, limit)
+        while number < limit and (page := await stores.deliveries.page(chosen, min(limit - number, PAGE))):
+            _print(page, as_json)
+            number, last = number + len(page), page[-1]
+            chosen = replace(chosen, after=(last.created_at, last.id))
+        known = chosen.event_key is None or number > 0 or await stores.events.get(chosen.event_key) is not None
+    return _Listed(number, last, known)
 
 
 def _print(page: "Sequence[Delivery]", as_json: bool) -> None:
     from cli.delivery_views import print_deliveries, record_of
 
-    if as_json:
-        for delivery in page:
-            json_line(record_of(delivery))
-    elif page:
+    if not as_json:
         print_deliveries(page)
-    else:
-        hint("No deliveries.")
+        return
+    for delivery in page:
+        json_line(record_of(delivery))
 
 
 @app.command("show")
@@ -117,7 +141,7 @@ def cancel(
     [bold]Examples[/]
 
       $ notipy deliveries cancel 0c6f1a52-5a0e-5b7e-8d0c-6a3c6e2f9b11
-      $ notipy deliveries list --state held --json | jq -r .id | notipy deliveries cancel -
+      $ notipy deliveries list --state held --limit 1000000 --json | jq -r .id | notipy deliveries cancel -
     """
     outcomes = execute(_cancel(load(ctx), _ids(ids)))
     for delivery_id, why in outcomes:

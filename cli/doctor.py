@@ -18,7 +18,7 @@ _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", 
 
 
 def doctor(ctx: typer.Context, as_json: JsonOption = False) -> None:
-    """Print the effective settings, secrets masked, and check what they name.
+    """Check everything that the settings name, and print the settings in force, secrets masked.
 
     The broker and its topology, the database, every provider (without sending anything), and the catalog. For each
     failure it says what to do next; the exit code is then 1.
@@ -34,14 +34,14 @@ def doctor(ctx: typer.Context, as_json: JsonOption = False) -> None:
     masked = settings.masked()
     if as_json:
         json_line({"check": "settings", "result": "ok", "file": _file(settings), "settings": masked})
-    else:
-        _print_settings(_file(settings), masked)
     findings = execute(check_all(settings))
     for finding in findings:
         if as_json:
             json_line(finding.record())
         else:
             _print_finding(finding)
+    if not as_json:
+        _print_settings(_file(settings), masked)
     _conclude(findings, as_json)
 
 
@@ -52,9 +52,18 @@ def _file(settings: "Settings") -> str | None:
 def _print_settings(file: str | None, masked: dict[str, Any]) -> None:
     import yaml
 
-    say(Text(f"Settings from {file or 'the environment and defaults (no notipy.yaml was found)'}", style="bold"))
-    text = yaml.safe_dump(masked, allow_unicode=True, sort_keys=False)
-    say("".join(f"  {line}\n" for line in text.splitlines()))
+    say(Text(f"\nSettings from {file or 'the environment and defaults (no notipy.yaml was found)'}", style="bold"))
+
+    class Dumper(yaml.SafeDumper):
+        """A list of plain values, such as durations, in one line."""
+
+        def represent_list(self, data: Any) -> Any:
+            flow = not any(isinstance(item, dict | list) for item in data)
+            return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
+
+    Dumper.add_representer(list, Dumper.represent_list)
+    text = yaml.dump(masked, Dumper=Dumper, allow_unicode=True, sort_keys=False)
+    say("\n".join(f"  {line}" for line in text.splitlines()))
 
 
 def _print_finding(finding: "Finding") -> None:

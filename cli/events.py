@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(cls=CommandGroup, rich_markup_mode="rich", no_args_is_help=True, help="What producers published.")
 STATES = {
     "accepted": "accepted: its deliveries are being planned",
-    "planned": "planned: every delivery is stored and on its way",
+    "planned": "planned: every delivery is stored, and was dispatched or ended at once",
     "unmatched": "unmatched: no notification is on it, nobody is told",
 }
 
@@ -64,13 +64,18 @@ async def _look(
     async with storage(settings) as stores:
         event = await stores.events.get(key)
         if event is None:
-            raise CommandFailed(
-                f"No event {event_id} of {source} is stored.",
-                "If it was published just now, wait a moment; if it could not be used, `notipy dead list"
-                " --channel events` says why; if nothing consumes the events, start `notipy run`.",
-            )
+            raise unknown_event(source, event_id)
         deliveries = await stores.deliveries.page(DeliveryFilter(event_key=key), limit)
         return event, await states_of(stores, key), deliveries
+
+
+def unknown_event(source: str, event_id: str) -> CommandFailed:
+    """What is told where no such event is stored."""
+    return CommandFailed(
+        f"No event {event_id} of {source} is stored.",
+        "If it was published just now, wait a moment; if it could not be used, `notipy dead list"
+        " --channel events` says why; if nothing consumes the events, start `notipy run`.",
+    )
 
 
 async def states_of(stores: "Stores", key: str) -> Mapping[str, int]:

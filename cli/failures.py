@@ -36,6 +36,21 @@ class CommandGroup(TyperGroup):
         except CommandFailed as failure:
             tell(failure)
             raise typer.Exit(failure.code) from None
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # a word of the library that reads the options
+            raise
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, its help in paragraphs that fit any terminal."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and command.help:
+            command.help = unwrapped(command.help)
+        return command
+
+
+def unwrapped(text: str) -> str:
+    """The text with each paragraph in one line, for the terminal to wrap; what is indented stays as it is."""
+    return "\n\n".join(block if block.startswith(" ") else " ".join(block.splitlines()) for block in text.split("\n\n"))
 
 
 def tell(failure: CommandFailed) -> None:

@@ -77,7 +77,7 @@ def options(
 
       $ notipy demo
       $ notipy apply examples/catalog && notipy run
-      $ notipy send --key shop.order.shipped --data '{"order_id": 1042}' --to ana@example.org --wait
+      $ notipy send --key shop.order.shipped --data '{"order_id": 1042, "carrier": "DHL"}' --to ana@example.org --wait
       $ notipy deliveries list --event shop ord-1042-shipped
     """
     ctx.obj = Globals(config)

@@ -1,7 +1,7 @@
 """`notipy render`: what a notification would say, without sending it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,24 +95,22 @@ def rendered(
         raise CommandFailed(f"{definition.name} has no {channel}.", f"It has: {', '.join(definition.channels)}.")
     whom = _recipient(recipient)
     renderer, content = TemplateRenderer(), definition.channels[channel]
-    faults = [*_data_faults(definition, data), *_lacking(renderer.missing(channel, content, data))]
-    if faults:
-        raise CommandFailed("The data cannot be used:\n" + "\n".join(f"  {fault}" for fault in dict.fromkeys(faults)))
+    if faults := _data_faults(definition, data, renderer.missing(channel, content, data)):
+        raise CommandFailed("The data cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
     try:
         return renderer.render(channel, content, _context(definition, data, whom))
     except TemplateError as error:
         raise CommandFailed(f"The template cannot be rendered with this data: {error}") from None
 
 
-def _data_faults(definition: "Definition", data: Mapping[str, Any]) -> Iterator[str]:
+def _data_faults(definition: "Definition", data: Mapping[str, Any], missing: Iterable[str]) -> Sequence[str]:
+    """What is wrong with the data, in the words that a delivery's detail has for it."""
     from channels.schema import JsonSchemaCheck
 
-    yield from _lacking(name for name in definition.required if name not in data)
-    yield from map(str, JsonSchemaCheck().faults(definition, data))
-
-
-def _lacking(names: Any) -> Iterator[str]:
-    return (f"data.{name}: is missing" for name in names)
+    required = [name for name in definition.required if name not in data]
+    lacking = ", ".join(dict.fromkeys((*required, *missing)))
+    faults = list(map(str, JsonSchemaCheck().faults(definition, data)))
+    return [f"data lacks {lacking}", *faults] if lacking else faults
 
 
 def _recipient(given: Mapping[str, Any]) -> Mapping[str, Any]:

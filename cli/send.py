@@ -92,11 +92,12 @@ def send(
     """Publish one event and, with --wait, see what becomes of it.
 
     It is validated first: an event that NotiPy could not use is not published, and the exit code is 2.
-    With --wait the exit code is 1 unless every delivery was sent.
+    With --wait the exit code is 1 if any delivery ended other than sent or suppressed (the recipient has no address for
+    that channel), if not all have ended in time, or if no notification is on the event.
 
     [bold]Examples[/]
 
-      $ notipy send --key shop.order.shipped --data '{"order_id": 1042}' --to ana@example.org --wait
+      $ notipy send --key shop.order.shipped --data '{"order_id": 1042, "carrier": "DHL"}' --to ana@example.org --wait
       $ notipy send --event @event.json --wait 60
       $ jq -n '{recipients: [{email: "ana@example.org"}]}' | notipy send --key shop.hello --event -
     """
@@ -205,7 +206,10 @@ def _print(outgoing: _Outgoing, published: _Published, wait: float | None, as_js
         raise CommandFailed(f"No notification is on {event.topic}: nobody is told.", "`notipy apply` defines one.")
     bad = sum(count for state, count in published.states.items() if state not in _GOOD)
     if bad:
-        raise CommandFailed(f"{bad} of {sum(published.states.values())} deliveries were not sent.", _inspect(published))
+        raise CommandFailed(
+            f"{bad} of {sum(published.states.values())} deliveries ended neither sent nor suppressed.",
+            _inspect(published),
+        )
 
 
 def _inspect(published: _Published) -> str:

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -36,5 +38,20 @@ def configure_logging(settings: LoggingSettings, **bound: Any) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
-    for name in _QUIET:  # their warnings tell of every reconnection; the health page and our own events do so better
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in _QUIET:  # they tell of every reconnection many times over; our own events and the page do so once
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def told_seldom(event: str, what_to_do: str, every: float = 10.0) -> Callable[[BaseException], None]:
+    """A listener for outages: a warning at once, then at most one in `every` seconds, with how many there were."""
+    log = structlog.get_logger()
+    last, times = -every, 0
+
+    def tell(error: BaseException) -> None:
+        nonlocal last, times
+        times += 1
+        if time.monotonic() - last >= every:
+            log.warning(event, error=type(error).__name__, times=times, what_to_do=what_to_do)
+            last, times = time.monotonic(), 0
+
+    return tell

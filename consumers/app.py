@@ -17,6 +17,7 @@ from yarl import URL
 from channels.registry import make_provider
 from channels.rendering import TemplateRenderer
 from channels.schema import JsonSchemaCheck
+from config.logging import told_seldom
 from config.settings import ChannelSettings, Settings, SettingsError
 from consumers.handlers import CommandHandler, DeliveryHandler, EventHandler, Settling
 from consumers.health import Health, Page
@@ -46,6 +47,7 @@ log = structlog.get_logger()
 HEARTBEAT_SECONDS = 10
 """Of AMQP: a dead peer is noticed after three of them."""
 CONNECT_SECONDS = 10.0
+BROKER_ADVICE = "see that RabbitMQ runs, has room and raises no alarm, and that amqp_url names it"
 AnyConnection = TypeVar("AnyConnection", bound=AbstractConnection)
 EVENTS_ROLE, SWEEPER_ROLE = "events", "sweeper"
 
@@ -94,7 +96,7 @@ async def open_core(
         stack.push_async_callback(connection.close)
         topology = Topology(tuple(settings.channels), settings.retry_tiers)
         publisher = Publisher(connection, topology, settings.status.publish)
-        publisher.on_outage = lambda error: log.warning("broker.publish_waits", error=type(error).__name__)
+        publisher.on_outage = told_seldom("broker.publish_waits", BROKER_ADVICE)
         publisher.on_refused = lambda key: log.warning("status.refused", key=key)
         await publisher.open()
         stack.push_async_callback(publisher.close)
@@ -150,7 +152,7 @@ async def _connect(settings: Settings, wait: bool, name: str) -> AbstractRobustC
 
     if not wait:
         return await connecting()
-    return await wait_out(connecting, OUTAGES, lambda e: log.warning("broker.unreachable", error=type(e).__name__))
+    return await wait_out(connecting, OUTAGES, told_seldom("broker.unreachable", BROKER_ADVICE))
 
 
 def providers_of(settings: Settings) -> dict[Channel, Provider]:

@@ -170,16 +170,19 @@ def _log_verdict(verdict: Verdict, received: Incoming) -> None:
         log.warning(
             "event.rejected",
             reason=str(verdict.reason),
-            fields=[fault.field for fault in verdict.faults[:10]],
+            fields=[fault.field for fault in verdict.faults[:10] if fault.field],
             message_id=received.message_id,
         )
         return
     planned = verdict.planned if isinstance(verdict, Accepted) else 0
+    about = {"event_id": verdict.event.id, "source": verdict.event.source, "type": verdict.event.type}
+    ended = verdict.final if isinstance(verdict, Accepted) else {}
+    for (channel, state, why), count in ended.items():
+        tell = log.warning if state is State.FAILED else log.info
+        tell(f"delivery.{state}", **about, channel=str(channel), reason=str(why), deliveries=count, attempt=0)
     log.info(
         f"event.{type(verdict).__name__.lower()}",
-        event_id=verdict.event.id,
-        source=verdict.event.source,
-        type=verdict.event.type,
+        **about,
         planned=planned,
     )
 

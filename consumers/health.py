@@ -5,12 +5,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+import structlog
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from consumers.metrics import Metrics
 
+log = structlog.get_logger()
 EVERY = 2.0
 """Seconds between two looks."""
 PATIENCE = 3.0
@@ -63,7 +65,10 @@ class Health:
         database, broker = await asyncio.gather(self._answers(self._ping_database), self._answers(self._ping_broker))
         problems = [] if database else ["database unreachable"]
         problems += await self._without_consumer() if broker else ["broker unreachable"]
-        self._condition = Condition(tuple(problems))
+        before, self._condition = self._condition, Condition(tuple(problems))
+        if before.problems != self._condition.problems:
+            tell = log.info if self._condition.ready else log.warning
+            tell("notipy.ready" if self._condition.ready else "notipy.not_ready", problems=problems)
         self._metrics.up.labels("database").set(database)
         self._metrics.up.labels("broker").set(broker)
         self._metrics.ready.set(self._condition.ready)

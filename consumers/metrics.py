@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import assert_never
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from domain.accept import Accepted, Duplicate, Rejected, Unmatched, Verdict
 from domain.deliver import Late, NotClaimed, Result, Settled
@@ -24,6 +24,7 @@ class Metrics:
     """Every metric of NotiPy; names start with `notipy_` and end with their unit."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a time of creation beside each counter doubles the page and tells nobody anything
         self.registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:

@@ -114,8 +114,11 @@ class Publisher:
             self.on_refused(key)
 
     async def event(self, key: str, body: bytes, message_id: str | None) -> None:
-        """An event to `notipy.events`, as a producer would; for `notipy send` and for replays."""
-        await self._publish(EVENTS, key, body, {}, message_id=message_id)
+        """An event to `notipy.events`, as a producer would; for `notipy send` and for replays.
+
+        Without a `message_id` the message has none: ours would pass for the event's id.
+        """
+        await self._publish(EVENTS, key, body, {}, message_id=message_id or "")
 
     async def waiting(self, channel: Channel, lane: Lane) -> int:
         """By asking the broker; a queue that is gone has nothing waiting."""
@@ -151,12 +154,13 @@ class Publisher:
     ) -> None:
         def message() -> aio_pika.Message:
             # unique for each publish: two of the same id under way would swap their returns
+            number = f"{self._prefix}-{next(self._numbers)}" if message_id is None else message_id
             return aio_pika.Message(
                 body,
                 headers=headers,
                 content_type=codec.JSON,
                 delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-                message_id=message_id or f"{self._prefix}-{next(self._numbers)}",
+                message_id=number or None,
                 timestamp=datetime.now(UTC),
                 app_id="notipy",
             )

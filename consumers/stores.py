@@ -4,15 +4,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import structlog
-
+from config.logging import told_seldom
 from config.settings import Settings
 from storage.catalog import MongoCatalog
 from storage.database import Database, connect
 from storage.deliveries import MongoDeliveries
 from storage.events import MongoEvents
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,7 @@ async def open_storage(settings: Settings, *, wait: bool = False) -> AsyncIterat
     async with connect(settings.mongo_url.get_secret_value()) as database:
         if not wait:
             await database.ping()
-        database.on_outage = lambda error: log.warning("database.unreachable", error=type(error).__name__)
+        advice = "see that MongoDB runs and has a primary, and that mongo_url names it"
+        database.on_outage = told_seldom("database.unreachable", advice)
         await database.ensure_indexes()
         yield Stores(database, MongoEvents(database), MongoDeliveries(database), MongoCatalog(database))

@@ -16,6 +16,7 @@ from domain.plan import Planner
 from domain.ports import Catalog, Deliveries, DispatchQueue, Events, Now, StoredEvent
 from domain.stored import read_event
 from domain.text import Fault
+from domain.token import unique_token
 from domain.vocabulary import Channel, EventState, Reason, State
 
 BATCH = 500
@@ -92,7 +93,7 @@ class Accept:
         stored = self._stored(event, notifications)
         if await self.events.add(stored, self.now() + self.overdue):
             return await self._carry_out(event, notifications)
-        return await self._again(event, incoming, stored)
+        return await self._again(event, incoming)
 
     async def resume(self, stored: StoredEvent) -> Verdict:
         """Complete an event whose planning was cut short, with the versions that it pinned."""
@@ -106,13 +107,12 @@ class Accept:
                 return await asyncio.to_thread(parse_event, incoming, self.now(), self.max_bytes)
         return parse_event(incoming, self.now(), self.max_bytes)
 
-    async def _again(self, event: Event, incoming: Incoming, ours: StoredEvent) -> Verdict:
-        """The event is stored: by a producer's repetition, a consumer that died, or our own write, unanswered."""
-        stored = await self.events.get(event.key)
-        if stored is None or stored.state is not EventState.ACCEPTED:
-            return Duplicate(event)
-        own = abs(stored.received_at - ours.received_at) < timedelta(milliseconds=1) and stored.body == ours.body
-        return await self.resume(stored) if incoming.redelivered or own else Duplicate(event)
+    async def _again(self, event: Event, incoming: Incoming) -> Verdict:
+        """A second message of a stored event: the work of a consumer that died, or a producer's repetition."""
+        stored = await self.events.get(event.key) if incoming.redelivered else None
+        if stored is not None and stored.state is EventState.ACCEPTED:
+            return await self.resume(stored)
+        return Duplicate(event)
 
     def _stored(self, event: Event, notifications: Sequence[Notification]) -> StoredEvent:
         return StoredEvent(
@@ -125,6 +125,7 @@ class Accept:
             received_at=self.now(),
             state=EventState.ACCEPTED,
             plan=tuple((notification.name, notification.version) for notification in notifications),
+            token=unique_token(),
         )
 
     async def _carry_out(self, event: Event, notifications: Sequence[Notification]) -> Verdict:

@@ -4,10 +4,8 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from itertools import count
 from random import Random
 from typing import Any, assert_never
-from uuid import uuid4
 
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch, EventData
@@ -18,6 +16,7 @@ from domain.outcome import Expired, Failed, Hold, Outcome, Retry, Sent, Unknown
 from domain.ports import Catalog, Claim, Deliveries, DispatchQueue, Events, Now, Provider, Renderer, TemplateError
 from domain.retry import RetryPolicy
 from domain.stored import read_event
+from domain.token import unique_token
 from domain.vocabulary import Reason, State
 
 SEND_SHARE = 0.8
@@ -53,8 +52,6 @@ class Late:
     provider: str
 
 
-_PROCESS, _NUMBERS = uuid4().hex, count(1)
-"""A claim's token is unique without asking the system for randomness each time."""
 Result = Settled | NotClaimed | Late
 
 
@@ -103,7 +100,7 @@ class Deliver:
 
     def _claim(self, job: Dispatch) -> Claim:
         now = self.now()
-        return Claim(job.delivery.claim_id(job.attempt), f"{_PROCESS}-{next(_NUMBERS)}", now, now + self.lease)
+        return Claim(job.delivery.claim_id(job.attempt), unique_token(), now, now + self.lease)
 
     async def _attempt(self, job: Dispatch, now: datetime, deadline: datetime) -> Outcome:
         expires = job.delivery.expires_at

@@ -190,6 +190,14 @@ class FaultyRecipient:
         """The id where it has one, else its position."""
         return self.usable.key if self.usable else f"#{self.position}"
 
+    @property
+    def reachable(self) -> bool:
+        """Whether a usable address is left; an id alone is none."""
+        usable = self.usable
+        return usable is not None and any(
+            usable.has_address(channel) for channel in Channel if channel != Channel.INBOX
+        )
+
     def at(self, channel: Channel) -> str:
         """As `Recipient.at`; what cannot be used is told from others by its position."""
         reached = self.usable is not None and self.fault_for(channel) is None
@@ -297,7 +305,7 @@ def parse_event(incoming: Incoming, now: datetime, max_bytes: int) -> Event:
 
     What the body leaves out comes from the message: `source` and `type` from the routing key,
     `id` from `message_id`, `time` from its timestamp. A recipient with a fault does not stop the
-    others; an event in which no recipient can be used on any channel is rejected.
+    others; an event in which no recipient has a usable address is rejected.
 
     Raises:
         EventRejected: it cannot be used; every fault is named.
@@ -391,10 +399,10 @@ def _recipients(raw: Sequence[Any]) -> Iterator[Recipient | FaultyRecipient]:
 
 
 def _some_usable(recipients: Iterator[Recipient | FaultyRecipient]) -> Iterator[Recipient | FaultyRecipient]:
-    """The recipients, if any of them is usable on any channel; after very many that are not, the rest is not read."""
+    """The recipients, if any of them can be reached; after very many that cannot, the rest is not read."""
     hopeless: list[FaultyRecipient] = []
     for recipient in recipients:
-        if isinstance(recipient, Recipient) or recipient.usable is not None:
+        if isinstance(recipient, Recipient) or recipient.reachable:
             yield from hopeless
             yield recipient
             yield from recipients

@@ -3,12 +3,12 @@
 import asyncio
 from dataclasses import dataclass, field
 from datetime import timedelta
-from uuid import uuid4
 
 from domain.delivery import Change, Delivery
 from domain.dispatch import EventData, dispatch_of, travelling
 from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now
 from domain.stored import read_event
+from domain.token import unique_token
 from domain.vocabulary import REPLAYABLE, Reason, State
 
 KEPT = 8
@@ -73,7 +73,7 @@ class Operate:
         if delivery.state.final:
             return Refused(f"it is {delivery.state} already")
         now = self.now()
-        claim = Claim(delivery.claim_id(delivery.attempt + 1), uuid4().hex, now, now + self.lease)
+        claim = Claim(delivery.claim_id(delivery.attempt + 1), unique_token(), now, now + self.lease)
         if not await self.deliveries.claim(claim):
             return Refused("it is being sent at this moment")
         change = Change(State.CANCELLED, now, Reason.CANCELLED, delivery.epoch, delivery.attempt)

@@ -28,7 +28,12 @@ class Now(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """An event as the database has it; `plan` are the names and versions that its deliveries pin."""
+    """An event as the database has it.
+
+    Attributes:
+        plan: the names and versions that its deliveries pin.
+        token: of the writer that added it.
+    """
 
     key: str
     body: bytes
@@ -40,13 +45,17 @@ class StoredEvent:
     state: EventState
     plan: tuple[tuple[str, int], ...]
     planned: int = 0
+    token: str = ""
 
 
 class Events(Protocol):
     """The accepted events."""
 
     async def add(self, event: StoredEvent, due_at: datetime) -> bool:
-        """Store it durably; False if one of the same key is stored already. `due_at`: when the sweeper looks."""
+        """Store it durably; False if another writer's of the same key is stored already.
+
+        `due_at`: when the sweeper looks, unless it is settled before.
+        """
         ...
 
     async def get(self, key: str) -> StoredEvent | None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import Random
-from uuid import uuid4
 
 from domain.accept import Accept
 from domain.delivery import Change, Delivery
@@ -16,6 +15,7 @@ from domain.outcome import Failed, Unknown
 from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now
 from domain.retry import RetryPolicy
 from domain.stored import read_event
+from domain.token import unique_token
 from domain.vocabulary import Channel, Lane, Reason, State
 
 BATCH = 500
@@ -252,4 +252,4 @@ class Sweep:
 
 
 def _own_claim(delivery: Delivery, now: datetime, lease: timedelta) -> Claim:
-    return Claim(delivery.claim_id(delivery.attempt + 1), uuid4().hex, now, now + lease)
+    return Claim(delivery.claim_id(delivery.attempt + 1), unique_token(), now, now + lease)

@@ -8,6 +8,16 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ValidationError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+_KEY = "[key]"
+"""What pydantic calls a fault in a mapping's key; the values of such a key are not told of."""
+_WORDS = {"extra_forbidden": "is not a field that NotiPy knows", "tuple_type": "should be a list"}
+"""In place of pydantic's words, which speak of Python's types."""
+_PATTERNS = {
+    r"^[a-z0-9][a-z0-9._-]{0,99}$": "should be at most 100 of a-z, 0-9, '.', '_' and '-', the first a letter or digit",
+    r"^[a-z0-9][a-z0-9_-]{0,49}$": "should be at most 50 of a-z, 0-9, '_' and '-', the first a letter or digit",
+    r"^[^/\\]+$": "should be the name of a file, without slashes",
+}
+"""What a person calls the patterns that fields of ours have to match."""
 MAX_FAULTS = 20
 """How many faults of one document are told; the rest is counted."""
 MAX_DETAIL = 2000
@@ -46,15 +56,27 @@ class Fault:
 
 def faults_of(error: ValidationError, prefix: str = "") -> tuple[Fault, ...]:
     """Turn pydantic's errors into faults, one a field, in a person's words."""
-    return tuple(_fault(item, prefix) for item in error.errors(include_url=False, include_input=False))
+    items = error.errors(include_url=False, include_input=False)
+    unknown = {item["loc"][:-1] for item in items if item["loc"][-1:] == (_KEY,)}
+    return tuple(
+        _fault(item, prefix)
+        for item in items
+        if item["loc"][-1:] == (_KEY,) or not any(item["loc"][: len(loc)] == loc for loc in unknown)
+    )
 
 
 def _fault(item: Any, prefix: str) -> Fault:
-    path = ".".join(str(part) for part in ((prefix, *item["loc"]) if prefix else item["loc"]))
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        message = "is not a field that NotiPy knows"
-    return Fault(path[:200], message[:300])
+    path = ".".join(str(part) for part in (prefix, *item["loc"]) if part not in {"", _KEY})
+    return Fault(path[:200], _message(item)[:300])
+
+
+def _message(item: Any) -> str:
+    if item["type"] == "string_pattern_mismatch":
+        pattern = item["ctx"]["pattern"]
+        return _PATTERNS.get(pattern, f"should match the pattern {pattern}")
+    if item["type"] == "enum" and item["loc"][-1:] == (_KEY,):
+        return f"is not one of {item['ctx']['expected']}"
+    return _WORDS.get(item["type"]) or str(item["msg"]).removeprefix("Value error, ")
 
 
 def describe(faults: Iterable[Fault]) -> str:

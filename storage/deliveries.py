@@ -13,7 +13,7 @@ from domain.vocabulary import IN_FLIGHT, Channel, Reason, State
 from storage.database import Database, Document
 from storage.documents import claim_document, delivery_document, read_claim, read_delivery
 from storage.group_commit import GroupCommit
-from storage.writes import Update, insert_all, update_all
+from storage.writes import Update, insert_all, insert_own, update_all
 
 _IN_FLIGHT = [str(state) for state in IN_FLIGHT]
 _STORED_STATES = [str(state) for state in State if state is not State.SENDING]
@@ -218,16 +218,7 @@ class MongoDeliveries:
         return await insert_all(self._database, self._collection, documents)
 
     async def _insert_claims(self, claims: list[Claim]) -> Sequence[bool | Exception]:
-        """Insert; a claim that an unanswered first write had stored is told from another's by its token."""
-        results = await insert_all(self._database, self._attempts, [claim_document(claim) for claim in claims])
-        lost = [claim.id for claim, won in zip(claims, results, strict=True) if won is False]
-        if not lost:
-            return results
-        stored = await self.claims(lost)
-        return [
-            claim.id in stored and stored[claim.id].token == claim.token if won is False else won
-            for claim, won in zip(claims, results, strict=True)
-        ]
+        return await insert_own(self._database, self._attempts, [claim_document(claim) for claim in claims])
 
     async def _postpone(self, updates: list[Update]) -> Sequence[Exception | None]:
         return (await update_all(self._database, self._collection, updates))[1]

@@ -44,6 +44,7 @@ def event_document(event: StoredEvent) -> Document:
         "state": str(event.state),
         "plan": [[name, version] for name, version in event.plan],
         "planned": event.planned,
+        "token": event.token,
         "body": event.body,
     }
 
@@ -61,6 +62,7 @@ def read_event(document: Mapping[str, Any]) -> StoredEvent:
         state=EventState(document["state"]),
         plan=tuple((name, version) for name, version in document["plan"]),
         planned=document["planned"],
+        token=document["token"],
     )
 
 

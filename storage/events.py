@@ -10,7 +10,7 @@ from domain.vocabulary import EventState
 from storage.database import Database, Document
 from storage.documents import event_document, read_event
 from storage.group_commit import GroupCommit
-from storage.writes import Update, insert_all, update_all
+from storage.writes import Update, insert_own, update_all
 
 
 class MongoEvents:
@@ -53,7 +53,7 @@ class MongoEvents:
         await self._updates.submit(Update(condition, {"$set": {"due_at": due_at}}))
 
     async def _insert(self, documents: list[Document]) -> Sequence[bool | Exception]:
-        return await insert_all(self._database, self._collection, documents)
+        return await insert_own(self._database, self._collection, documents)
 
     async def _update(self, updates: list[Update]) -> Sequence[Exception | None]:
         return (await update_all(self._database, self._collection, updates))[1]

@@ -36,6 +36,22 @@ async def insert_all(
     return [next(written) if fault is None else fault for fault in faults]
 
 
+async def insert_own(
+    database: Database, collection: Collection, documents: list[Document]
+) -> Sequence[bool | Exception]:
+    """As `insert_all`; one that is stored already under its own `token` is new too: an outage left it unanswered."""
+    results = await insert_all(database, collection, documents)
+    ids = [document["_id"] for document, won in zip(documents, results, strict=True) if won is False]
+    if not ids:
+        return results
+    query = collection.find({"_id": {"$in": ids}}, {"token": 1})
+    owners = {found["_id"]: found["token"] for found in await database.run(lambda: query.clone().to_list(None))}
+    return [
+        owners.get(document["_id"]) == document["token"] if won is False else won
+        for document, won in zip(documents, results, strict=True)
+    ]
+
+
 async def update_all(
     database: Database, collection: Collection, updates: Sequence[Update]
 ) -> tuple[bool, Sequence[Exception | None]]:

@@ -39,7 +39,7 @@ class MemoryEvents:
 
     async def add(self, event: StoredEvent, due_at: datetime) -> bool:
         if event.key in self.stored:
-            return False
+            return self.stored[event.key].token == event.token
         self.stored[event.key], self.due_at[event.key] = event, due_at
         return True
 

@@ -11,7 +11,11 @@ const url = process.env.AMQP_URL ?? "amqp://guest:guest@127.0.0.1:5672/%2F";
 
 const event = { recipients: [{ email }], data: { order_id: Number(orderId), carrier: "DHL" } };
 
-const connection = await amqplib.connect(url);
+const connection = await amqplib.connect(url).catch((error) => {
+  const where = `RabbitMQ at ${new URL(url).hostname} (AMQP_URL)`;
+  console.error(`Not published: ${where} cannot be reached: ${error.message || error.code}`);
+  process.exit(1);
+});
 try {
   const channel = await connection.createConfirmChannel();
   let returned = false;

@@ -9,6 +9,7 @@ It returns 0 only when RabbitMQ has confirmed that the event is stored in NotiPy
 import json
 import os
 import sys
+from urllib.parse import urlsplit
 
 import pika
 
@@ -44,5 +45,10 @@ def publish(url: str, email: str, order_id: int) -> None:
 if __name__ == "__main__":
     email = sys.argv[1] if len(sys.argv) > 1 else "ana@example.org"
     order_id = int(sys.argv[2]) if len(sys.argv) > 2 else 1042
-    publish(os.environ.get("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2F"), email, order_id)
+    url = os.environ.get("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2F")
+    try:
+        publish(url, email, order_id)
+    except (pika.exceptions.AMQPConnectionError, OSError) as error:
+        why = str(error) or "the connection was refused"
+        sys.exit(f"Not published: RabbitMQ at {urlsplit(url).hostname} (AMQP_URL) cannot be reached: {why}")
     print(f"Published shop ord-{order_id}")

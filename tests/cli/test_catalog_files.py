@@ -45,7 +45,13 @@ def on_sms(text: str) -> str:
         pytest.param(GOOD + "colour: red\n", "a.yaml:5: colour: is not a field", id="unknown field"),
         pytest.param(GOOD.replace("shop.hello", "shop..x"), "a.yaml:2: on: 'shop..x' is not a topic", id="pattern"),
         pytest.param(GOOD + "expires_after: soon\n", "a.yaml:5: expires_after: should be a duration", id="duration"),
-        pytest.param("name: a\non: x\nchannels:\n  fax: {text: hi}\n", "a.yaml:4: channels.fax: ", id="channel"),
+        pytest.param(
+            "name: a\non: x\nchannels:\n  fax: {text: hi}\n",
+            "a.yaml:4: channels.fax: is not one of 'email', 'sms', 'push', 'chat', 'webhook' or 'inbox'",
+            id="channel",
+        ),
+        pytest.param(GOOD.replace("greeting", "A b"), "a.yaml:1: name: should be at most 100 of a-z", id="name"),
+        pytest.param(GOOD + "required: a\n", "a.yaml:5: required: should be a list", id="no list"),
         pytest.param("name: a\non: x\nchannels: [sms]\n", "a.yaml:3: channels: ", id="channels no mapping"),
         pytest.param(on_sms("5"), "a.yaml:5: channels.sms.text: ", id="text is a number"),
         pytest.param(on_sms('"{{ a"'), "a.yaml:5: channels.sms.text: line 1: ", id="template syntax"),
@@ -82,6 +88,23 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         "a.yaml:4: channels.email.subject: Field required",
         "a.yaml:5: channels.sms.text: Field required",
         "b.yaml:1: is not usable YAML: expected the node content, but found '<stream end>'",
+    ]
+
+
+def test_a_fault_hides_no_other(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        "name: A\non: x..y\nschema: {type: objekt}\nchannels:\n  email: {text: '{{ a'}\n"
+        "  sms: {text: '{{ b'}\n  push: {text: {file: gone}}\n  fax: 5\n",
+    )
+    assert sorted(line.split(" ")[0] + line.split(" ")[1] for line in told(found, tmp_path).splitlines()) == [
+        "a.yaml:1:name:",
+        "a.yaml:2:on:",
+        "a.yaml:3:schema.type:",
+        "a.yaml:5:channels.email.subject:",
+        "a.yaml:6:channels.sms.text:",
+        "a.yaml:7:channels.push.text:",
+        "a.yaml:8:channels.fax:",
     ]
 
 

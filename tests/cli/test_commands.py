@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -122,7 +125,7 @@ async def test_a_preview_sends_nothing_and_tells_faults(notipy: Notipy, catalog:
     ]
     refused = await notipy("render", "order-shipped", "--channel", "email")
     assert (refused.code, refused.out) == (1, "")
-    assert "data.order_id: is missing" in refused.err
+    assert "data lacks order_id" in refused.err
     unapplied = await notipy("render", "hello", "--channel", "sms", "--catalog", str(catalog), "--json")
     assert unapplied.records[0]["text"] == "Hi"
 
@@ -192,9 +195,34 @@ async def test_held_deliveries_are_cancelled_by_their_ids(notipy: Notipy, settin
         held = await stack.reach(event, State.HELD)
     listed = await notipy("deliveries", "list", "--state", "held", "--json")
     assert [record["id"] for record in listed.records] == [held.id]
+    unknown = await notipy("deliveries", "list", "--event", "shop", "gone")
+    assert (unknown.code, unknown.out) == (0, "")
+    assert "No event gone of shop is stored." in unknown.err
+    assert "`notipy dead list --channel events` says why" in unknown.err
     assert (await notipy("deliveries", "cancel", "-", stdin=f"{held.id}\n")).code == 0
     again = await notipy("deliveries", "cancel", held.id, "--json")
     assert (again.code, again.records[0]["why"]) == (1, "it is cancelled already")
+
+
+async def test_the_recipe_of_the_readme_cancels_every_held_delivery(
+    notipy: Notipy, settings: Settings, stack: Stack
+) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    recipients = [{"email": f"{number}@example.org"} for number in range(1100)]  # more than a page
+    async with running(settings):
+        event = await stack.publish({**order(), "recipients": recipients, "send_at": "2100-01-01T00:00:00Z"})
+        await eventually(lambda: _planned(stack, event, 1100))
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"`notipy (deliveries list --state held .*?) \\\| jq", readme)
+    listed = await notipy(*recipe.split())
+    ids = [record["id"] for record in listed.records]
+    assert (len(set(ids)), listed.err) == (1100, "")
+    assert (await notipy("deliveries", "cancel", "-", stdin="\n".join(ids))).code == 0
+    assert (await notipy("deliveries", "list", "--state", "held", "--json")).out == ""
+
+
+async def _planned(stack: Stack, event: str, count: int) -> bool:
+    return len(await stack.deliveries(event)) == count
 
 
 async def test_failed_deliveries_are_listed_replayed_and_dropped(
@@ -218,7 +246,7 @@ async def test_failed_deliveries_are_listed_replayed_and_dropped(
         assert len(smtp.mails) == 1
         await eventually(lambda: _failed_in(stack, ever, epoch=2))
         await eventually(lambda: _holds(stack, "notipy.dead.email", 1))
-    dropped = await notipy("dead", "drop", "--reason", "recipient_rejected")
+    dropped = await notipy("dead", "drop", "--reason", "recipient_rejected", "--yes")
     assert dropped.out.splitlines()[0] == "1 delivery dropped."
     assert await stack.depth("notipy.dead.email") == 0
     (delivery,) = await stack.deliveries(ever)
@@ -260,9 +288,54 @@ async def test_dead_events_are_listed_replayed_and_dropped(notipy: Notipy, setti
     replayed = await notipy("dead", "replay", "--channel", "events", "--source", "other")
     assert replayed.out.splitlines()[0] == "1 dead event replayed."
     assert (await stack.depth("notipy.dead.events"), await stack.depth("notipy.events")) == (1, 1)
-    dropped = await notipy("dead", "drop", "--channel", "events", "--json")
+    assert "1 dead event would be dropped" in (await notipy("dead", "drop", "--channel", "events", "--dry-run")).out
+    refused = await notipy("dead", "drop", "--channel", "events")
+    assert (refused.code, refused.out) == (2, "")
+    assert "Give --yes" in refused.err
+    assert await stack.depth("notipy.dead.events") == 1
+    dropped = await notipy("dead", "drop", "--channel", "events", "--yes", "--json")
     assert [record["message_id"] for record in dropped.records] == ["bad-1"]
     assert await stack.depth("notipy.dead.events") == 0
+    assert (await notipy("dead", "drop", "--channel", "events")).code == 0  # there is nothing to ask about
+
+
+async def test_ctrl_c_at_the_question_leaves_everything_as_it_is(
+    settings: Settings, tmp_path: Path, stack: Stack
+) -> None:
+    async with running(settings):
+        await stack.publish(b"no json", message_id="bad-1")
+        await eventually(lambda: _holds(stack, "notipy.dead.events", 1))
+    keyboard, screen = os.openpty()
+    file = as_file(settings, tmp_path)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cli.main", "--config", str(file), "dead", "drop", "--channel", "events"),
+        stdin=screen,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(screen)
+    assert process.stderr is not None
+    question = await process.stderr.readuntil(b"[y/N]")
+    process.send_signal(signal.SIGINT)
+    out, rest = await process.communicate()
+    os.close(keyboard)
+    assert b"Drop 1 dead event?" in question
+    assert rest.decode().splitlines()[-1] == "Aborted."
+    assert (process.returncode, out) == (130, b"")
+    assert await stack.depth("notipy.dead.events") == 1
+
+
+async def test_dead_deliveries_and_dead_events_are_told_apart(notipy: Notipy, settings: Settings, stack: Stack) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    assert (await notipy("dead", "list")).out == ""
+    async with running(settings):
+        await stack.publish(b"no json", message_id="bad-1")
+        await eventually(lambda: _holds(stack, "notipy.dead.events", 1))
+        alone = await notipy("dead", "list")
+        await stack.final(await stack.publish(order("reject-550@example.org")))
+    both = await notipy("dead", "list")
+    assert alone.out.startswith("DEAD EVENT")
+    assert "\n\nMessages that were no events\nDEAD EVENT" in both.out
 
 
 async def test_the_topology_is_checked_and_declared(notipy: Notipy) -> None:

@@ -36,6 +36,12 @@ def test_every_command_that_prints_data_takes_json(command: tuple[str, ...]) -> 
     assert "--json" in runner.invoke(app, [*command, "--help"]).output
 
 
+def test_a_paragraph_of_help_is_wrapped_once() -> None:
+    output = CliRunner(env={"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}).invoke(app, ["apply", "--help"]).output
+    paragraph = output.split("Everything is validated", 1)[1].split("Examples")[0].strip().splitlines()
+    assert all(len(line.strip()) > 60 for line in paragraph[:-1])
+
+
 def test_the_version_is_told() -> None:
     result = runner.invoke(app, ["--version"])
     assert result.exit_code == 0
@@ -47,7 +53,9 @@ def test_the_version_is_told() -> None:
     [
         (["nonsense"], "No such command"),
         (["deliveries", "list", "--state", "dead"], "'dead' is not one of"),
+        (["deliveries", "list", "--state", "dead"], "Invalid value for '--state': 'dead'"),
         (["deliveries", "list", "--event", "shop"], "requires 2 arguments"),
+        (["deliveries", "list", "--event", "shop", "--json"], "takes SOURCE and ID, and --json stands for ID"),
         (["deliveries", "list", "--limit", "0"], "--limit"),
         (["dead", "list", "--since", "yesterday"], "is not a time"),
         (["dead", "list", "--channel", "events", "--state", "unknown"], "--state"),

@@ -46,6 +46,14 @@ async def test_what_it_publishes_is_delivered_once_however_often(
     assert [mail.recipients for mail in smtp.mails] == [("ben@example.org",)]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "nowhere.invalid"])
+async def test_it_says_in_a_line_that_the_broker_cannot_be_reached(producer: Command, host: str) -> None:
+    code, told = await publish(producer, f"amqp://ana:geheim@{host}/%2F")
+    assert code == 1
+    assert len(told.splitlines()) == 1
+    assert "geheim" not in told
+
+
 async def test_it_fails_where_nobody_takes_events(producer: Command, vhost: str) -> None:
     code, told = await publish(producer, vhost)
     assert code != 0

@@ -14,6 +14,7 @@ import aiohttp
 import yaml
 
 from consumers.topology import channel_queue
+from deploy.embedded import embedded_servers
 from deploy.processes import alive, descendants, free_ports
 from deploy.smtp_sink import SmtpSink
 from domain.vocabulary import Channel, Lane, State
@@ -210,3 +211,18 @@ async def test_a_restarted_worker_takes_over(stack: Stack, config_file: Path, sm
         await stack.final(event)
         process.terminate()
         assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_stopping_does_not_wait_for_servers_that_are_gone(config_file: Path, tmp_path: Path) -> None:
+    log = tmp_path / "notipy.log"
+    with embedded_servers(tmp_path / "servers", log=print) as servers:
+        document = yaml.safe_load(config_file.read_text())
+        document |= {"amqp_url": servers.amqp_url, "mongo_url": servers.mongo_url, "grace": "3s"}
+        config_file.write_text(yaml.safe_dump(document))
+        async with notipy(config_file, log=log) as process:
+            await eventually(lambda: "notipy.started" in log.read_text(), timeout=30)
+            for pid in servers.pids.values():
+                os.kill(pid, signal.SIGKILL)
+            await eventually(lambda: "database.unreachable" in log.read_text(), timeout=30)
+            process.terminate()
+            assert await asyncio.wait_for(process.wait(), 20) == 0
