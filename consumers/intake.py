@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
@@ -87,8 +87,8 @@ class Consumers:
         return len(self._tasks)
 
     async def connected(self) -> bool:
-        """Whether the connection is up."""
-        return await self._broker.ping(timeout=2.0)
+        """Whether the connection is up, with the channel of every consumer of this process."""
+        return all(map(_consuming, self._broker.subscribers)) and await self._broker.ping(timeout=2.0)
 
     async def _in_progress(self, handling: Awaitable[None]) -> None:
         task = asyncio.current_task()
@@ -112,8 +112,20 @@ def _queue(queue: Queue) -> RabbitQueue:
     return RabbitQueue(queue.name, durable=True, queue_type=QueueType.QUORUM, arguments=quorum)
 
 
-async def _cancel(subscriber: object) -> None:
-    # the two attributes are FastStream's own, without a public way to them; tests/integration hold this to them
+def _consumer(subscriber: object) -> tuple[Any, str] | None:
+    """A subscriber's queue and consumer tag, if it consumes over an open channel.
+
+    The two attributes are FastStream's own, without a public way to them; tests/integration hold this to them.
+    """
     queue, tag = getattr(subscriber, "_queue_obj", None), getattr(subscriber, "_consumer_tag", None)
-    if queue is not None and tag is not None and not queue.channel.is_closed:
+    return (queue, tag) if queue is not None and tag is not None and not queue.channel.is_closed else None
+
+
+def _consuming(subscriber: object) -> bool:
+    return _consumer(subscriber) is not None
+
+
+async def _cancel(subscriber: object) -> None:
+    if consumer := _consumer(subscriber):
+        queue, tag = consumer
         await queue.cancel(tag)

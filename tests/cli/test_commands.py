@@ -147,11 +147,17 @@ async def test_an_event_is_sent_and_followed_to_its_end(notipy: Notipy, settings
     async with running(settings):
         sent = await notipy(*args, "--to", "ana@example.org")
         bad = await notipy("send", "--key", "shop.nothing", "--to", "ana@example.org", "--wait", "30")
+        once = (*args[:3], "--data", '{"order_id": 1}', "--wait", "30")
+        silent = await notipy(*once, "--recipients", '[{"id": "user-7"}]', "--json")
+        partly = await notipy(*once, "--to", "reject-550@example.org", "--to", "ben@example.org")
     assert sent.code == 0
     (record,) = sent.records
     assert (record["event_id"], record["state"], record["recipient"]) == ("ord-1", "sent", {"email": "ana@example.org"})
     assert bad.code == 1
     assert "No notification is on shop.nothing" in bad.err
+    assert (silent.code, [record["state"] for record in silent.records]) == (0, ["suppressed"])
+    assert partly.code == 1
+    assert "1 of 2 deliveries ended neither sent nor suppressed." in partly.err
     shown = await notipy("events", "show", "shop", "ord-1", "--body", "--json")
     (event,) = shown.records
     assert (event["state"], event["states"], len(event["deliveries"])) == ("planned", {"sent": 1}, 1)
@@ -321,7 +327,7 @@ async def test_ctrl_c_at_the_question_leaves_everything_as_it_is(
     os.close(keyboard)
     assert b"Drop 1 dead event?" in question
     assert rest.decode().splitlines()[-1] == "Aborted."
-    assert (process.returncode, out) == (130, b"")
+    assert (process.returncode, out.strip()) == (130, b"")
     assert await stack.depth("notipy.dead.events") == 1
 
 
@@ -391,6 +397,7 @@ async def test_the_doctor_masks_secrets_and_says_what_fails(
     bad = await notipy("doctor", config=file)
     assert bad.code == 1
     assert "geheim" not in bad.out + bad.err
+    assert bad.out.index("✗ provider sms") < bad.out.index("Settings from") < bad.out.index("retry: [")
     for told in (
         "✗ broker:",
         "✗ catalog: its notifications use channels that have no provider: email",
