@@ -8,23 +8,28 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 from aio_pika.abc import AbstractIncomingMessage
 
 from cli.events import body_values
 from cli.output import json_line, say, stderr
 from consumers import codec
-from consumers.app import Core
-from consumers.dead_letters import DeadEvent, dead_event, walk
+from consumers.app import Core, utc_now
+from consumers.dead_letters import DeadEvent, Decide, dead_event, walk
 from consumers.topology import DEAD_EVENTS, dead_queue
 from domain.delivery import Delivery
 from domain.operate import Refused
 from domain.ports import DeadFilter
 from domain.vocabulary import Channel, Reason, State
+from storage.leadership import MongoLeadership
 
+TURN = timedelta(seconds=30)
+"""How long an operator who has died keeps another from clearing the queues."""
 CONCURRENCY = 50
 """Deliveries replayed at once: the database groups their writes."""
 
@@ -90,7 +95,7 @@ async def treat(core: Core, chosen: Chosen, action: str, report: Report, *, dry_
     with progress(action, await count(core, chosen)) as advance:
         await _each(core, chosen, _operation(core, action, report, done, advance))
     if chosen.filter.state is State.FAILED and done.treated:  # unknown ones were never parked
-        done.removed = await clear(core, chosen.filter.channel, done.treated)
+        done.removed = await clear(core, chosen.filter.channel)
     return done
 
 
@@ -139,28 +144,35 @@ async def _next(deliveries: AsyncIterator[Delivery], turn: asyncio.Lock) -> Deli
         return await anext(deliveries, None)
 
 
-class _Enough(Exception):
-    """Every message that was looked for is gone: the rest of the queue need not be walked."""
+async def clear(core: Core, channel: Channel | None) -> int:
+    """Remove the messages whose delivery is not failed any more, or has been replayed since.
 
-
-async def clear(core: Core, channel: Channel | None, wanted: int) -> int:
-    """Remove the messages whose delivery is not failed any more, or has been replayed since; about `wanted` of them."""
-    removed = 0
+    One operator at a time: what another holds in its hands while it looks would be missing from this look.
+    """
+    turn = MongoLeadership(core.database, "clearing dead letters", uuid4().hex)
 
     async def decide(batch: Sequence[AbstractIncomingMessage]) -> Sequence[bool]:
-        nonlocal removed
-        if removed >= wanted:
-            raise _Enough
-        stale = await _stale(core, batch)
-        removed += sum(stale)
-        return stale
+        await turn.held(utc_now(), TURN)
+        return await _stale(core, batch)
 
-    queues = [dead_queue(own) for own in Channel if channel in {None, own}]
-    for queue in queues:
-        waiting = (await core.publisher.counts(queue) or (0, 0))[0]
-        with progress(f"clearing {queue}", waiting) as advance, suppress(_Enough):
-            if waiting:
-                await walk(core.connection, queue, decide, advance)
+    while not await turn.held(utc_now(), TURN):  # noqa: ASYNC110 - the other may be another process
+        await asyncio.sleep(0.2)
+    try:
+        queues = [dead_queue(own) for own in Channel if channel in {None, own}]
+        return sum([await _clear_queue(core, queue, decide) for queue in queues])
+    finally:
+        await turn.give_up()
+
+
+async def _clear_queue(core: Core, queue: str, decide: Decide) -> int:
+    """Look until a look finds nothing to remove: another operator may have replayed more during the one before."""
+    removed = 0
+    while waiting := (await core.publisher.counts(queue) or (0, 0))[0]:
+        with progress(f"clearing {queue}", waiting) as advance:
+            found = await walk(core.connection, queue, decide, advance)
+        removed += found
+        if not found:
+            break
     return removed
 
 

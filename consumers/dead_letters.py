@@ -4,6 +4,7 @@ MongoDB says which deliveries are dead; their queue is what operators see in the
 could not be used stand in their queue alone.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,8 @@ from consumers import codec
 
 WALK_BATCH = 200
 """Messages taken before their fate is decided together."""
+GIVEN_BACK_WITHIN = 3.0
+"""Seconds to wait for the messages that were kept to be ready again."""
 Decide = Callable[[Sequence[AbstractIncomingMessage]], Awaitable[Sequence[bool]]]
 
 
@@ -51,15 +54,17 @@ async def walk(
 ) -> int:
     """Show every message that is in the queue now to `decide`, in batches; those it says True to are removed.
 
-    The others stay in the queue: they are given back when the walk ends, also when it is cut short.
+    The others stay: when this returns or raises they have been given back, and are there for the next to look.
     Returns how many were removed.
     """
     channel = await connection.channel(publisher_confirms=False)
+    taken = removed = 0
     try:
         source = await channel.declare_queue(queue, passive=True, robust=False)
-        left, removed = source.declaration_result.message_count or 0, 0
+        left = source.declaration_result.message_count or 0
         while left > 0:
             batch = await _take(source, min(left, WALK_BATCH))
+            taken += len(batch)
             if not batch:
                 break
             removed += await _remove(batch, await decide(batch))
@@ -68,6 +73,25 @@ async def walk(
         return removed
     finally:
         await channel.close()  # gives back whatever was not acknowledged
+        await _given_back(connection, queue, taken - removed)
+
+
+async def _given_back(connection: AbstractRobustConnection, queue: str, kept: int) -> None:
+    """Wait until the queue shows the messages again: a quorum queue takes a moment, and somebody may look next."""
+    if not kept:
+        return
+    channel = await connection.channel(publisher_confirms=False)
+    try:
+        async with asyncio.timeout(GIVEN_BACK_WITHIN):
+            while True:
+                source = await channel.declare_queue(queue, passive=True, robust=False)
+                if (source.declaration_result.message_count or 0) >= kept:
+                    return
+                await asyncio.sleep(0.05)
+    except TimeoutError:  # somebody else has taken some of them meanwhile
+        return
+    finally:
+        await channel.close()
 
 
 async def _take(queue: object, count: int) -> list[AbstractIncomingMessage]:
