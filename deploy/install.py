@@ -1,10 +1,11 @@
 """Finds RabbitMQ's start script, and installs Debian's package where it is missing and may be installed."""
 
 import os
+import pwd
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deploy.errors import CannotInstall
@@ -17,6 +18,7 @@ _PROGRAMS = (  # the scripts themselves: Debian's wrapper in /usr/sbin changes u
     Path("/usr/local/opt/rabbitmq/sbin/rabbitmq-server"),
 )
 _PACKAGE = "rabbitmq-server"
+_USER = "rabbitmq"
 _POLICY = Path("/usr/sbin/policy-rc.d")  # https://people.debian.org/~hmh/invokerc.d-policyrc.d-specification.txt
 _POLICY_MARK = "# Written by NotiPy for one apt-get run; may be deleted."
 _POLICY_TEXT = f"#!/bin/sh\n{_POLICY_MARK}\nexit 101\n"
@@ -85,14 +87,37 @@ def _no_service_starts(privilege: Sequence[str]) -> Iterator[None]:
     """Keep the package from starting its system-wide service; a policy of the machine's own is left as it is."""
     if _POLICY.exists() and _POLICY_MARK not in _POLICY.read_text(errors="replace"):
         yield
-        # It was not there before, so it did not run before.
-        _run((*privilege, "sh", "-c", f"service {_PACKAGE} stop"))
+        _stop_what_runs(privilege)
         return
     try:
         _run((*privilege, "sh", "-c", f'cat > "{_POLICY}" && chmod 755 "{_POLICY}"'), stdin=_POLICY_TEXT)
         yield
     finally:
         _run((*privilege, "rm", "-f", str(_POLICY)))
+
+
+def _stop_what_runs(privilege: Sequence[str]) -> None:
+    """End every process of the package's user: the package was not there before, so nothing of it ran before.
+
+    The service is only asked to stop where it runs, because its script leaves an epmd behind where it does not.
+    """
+    if any(name == "beam.smp" for _, name in _processes_of(_USER)):
+        _run((*privilege, "service", _PACKAGE, "stop"))
+    for pid, _ in _processes_of(_USER):
+        _run((*privilege, "kill", str(pid)))
+
+
+def _processes_of(user: str) -> list[tuple[int, str]]:
+    try:
+        uid = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return []
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            if folder.stat().st_uid == uid:
+                found.append((int(folder.name), (folder / "comm").read_text().strip()))
+    return found
 
 
 def _run(command: Sequence[str], *, stdin: str = "") -> subprocess.CompletedProcess[str]:
