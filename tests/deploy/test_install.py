@@ -1,5 +1,7 @@
 """Installing RabbitMQ, with an apt-get of the test's own."""
 
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -63,14 +65,29 @@ def test_it_installs_without_starting_a_service(machine: Machine) -> None:
     assert not machine.policy.exists()
 
 
-def test_a_policy_of_the_machines_own_is_kept_and_the_service_stopped(machine: Machine, tmp_path: Path) -> None:
+def test_a_policy_of_the_machines_own_is_kept_and_what_the_package_started_is_ended(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine.policy.write_text("#!/bin/sh\nexit 0\n")
     machine.apt_get(f'touch "{machine.program}"')
+    with subprocess.Popen(["sleep", "60"]) as left_behind:  # an epmd, say
+        monkeypatch.setattr(install, "_processes_of", lambda _: [(left_behind.pid, "beam.smp")])
 
-    ensure_rabbitmq()
+        ensure_rabbitmq()
 
+        assert left_behind.wait(10) == -signal.SIGTERM
     assert machine.policy.read_text() == "#!/bin/sh\nexit 0\n"
     assert (tmp_path / "services").read_text() == "rabbitmq-server stop\n"
+
+
+def test_where_nothing_of_the_package_runs_its_service_is_not_asked(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.policy.write_text("#!/bin/sh\nexit 101\n")
+    machine.apt_get(f'touch "{machine.program}"')
+    monkeypatch.setattr(install, "_processes_of", lambda _: [])
+    ensure_rabbitmq()
+    assert not (tmp_path / "services").exists()
 
 
 def test_stale_package_lists_are_refreshed_once(machine: Machine) -> None:
