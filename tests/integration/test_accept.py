@@ -137,7 +137,9 @@ BAD: list[tuple[str, Any]] = [
 
 
 async def test_bad_messages_are_explained_and_stop_nobody(config: dict[str, Any], stack: Stack, smtp: SmtpSink) -> None:
-    settings = Settings.model_validate({**config, "events": {"max_bytes": 65536}})
+    # times as in production: a slow machine must not make a lease run out, which would be another test
+    patient = {"lease": "2m", "sweeper": {"interval": "200ms", "overdue": "5m"}}
+    settings = Settings.model_validate({**config, **patient, "events": {"max_bytes": 65536}})
     await stack.apply(ORDER_SHIPPED)
     good, bad = 500, 500
     kinds = [BAD[number % len(BAD)] for number in range(bad)]
