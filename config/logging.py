@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -11,6 +12,23 @@ import structlog
 from config.settings import LoggingSettings
 
 _QUIET = ("aio_pika", "aiormq", "pymongo", "faststream", "aiohttp.access", "asyncio")
+
+
+class _StandardError:
+    """Writes to standard error as it is at that moment.
+
+    A line that cannot be written (a full disk, a closed pipe) is lost, and nothing else: a log must not stop the work.
+    """
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def msg(self, message: str) -> None:
+        """One line."""
+        with suppress(OSError, ValueError):
+            print(message, file=sys.stderr, flush=True)  # noqa: T201 - this is the log
+
+    log = debug = info = warning = warn = error = critical = fatal = exception = msg
 
 
 def configure_logging(settings: LoggingSettings, **bound: Any) -> None:
@@ -31,7 +49,7 @@ def configure_logging(settings: LoggingSettings, **bound: Any) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=_StandardError,
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**bound)

@@ -1,6 +1,7 @@
 """Consuming with FastStream: the fast path, and a start and a stop that swallow no message."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 RECONNECT_SECONDS = 1.0
+SETTLE_SECONDS = 0.05
+"""After a cancellation: for messages that have arrived and whose handlers have not begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +78,13 @@ class Consumers:
         be requeued, its delivery count raised.
         """
         await asyncio.gather(*(_cancel(subscriber) for subscriber in self._broker.subscribers))
-        unfinished: set[asyncio.Task[None]] = set()
-        if self._tasks:
-            _, unfinished = await asyncio.wait(self._tasks, timeout=grace.total_seconds())
+        await asyncio.sleep(SETTLE_SECONDS)  # what had arrived before the cancellation begins now
+        deadline = time.monotonic() + grace.total_seconds()
+        while self._tasks and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(set(self._tasks), timeout=left)
+        finished = not self._tasks
         await self._broker.stop()
-        return not unfinished
+        return finished
 
     @property
     def in_progress(self) -> int:
