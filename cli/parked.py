@@ -94,7 +94,7 @@ async def treat(core: Core, chosen: Chosen, action: str, report: Report, *, dry_
         return done
     with progress(action, await count(core, chosen)) as advance:
         await _each(core, chosen, _operation(core, action, report, done, advance))
-    if chosen.filter.state is State.FAILED and done.treated:  # unknown ones were never parked
+    if chosen.filter.state is State.FAILED:  # unknown ones were never parked
         done.removed = await clear(core, chosen.filter.channel)
     return done
 
