@@ -125,12 +125,15 @@ def smtp_failure(code: int, text: str, stage: Stage, hide: Iterable[str] = ()) -
     """
     detail = scrub(f"{code} {text}", hide)
     if code in AUTHENTICATION_CODES or stage is Stage.AUTH:
-        return TransientFailure(Reason.AUTHENTICATION, detail)
+        return TransientFailure(Reason.AUTHENTICATION, detail, provider_fault=True)
     if stage is Stage.CONNECT or not 400 <= code <= 599:
-        return TransientFailure(Reason.PROVIDER_UNAVAILABLE, detail)
+        return TransientFailure(Reason.PROVIDER_UNAVAILABLE, detail, provider_fault=True)
     reason = _smtp_reason(code, text, stage)
-    if reason is Reason.AUTHENTICATION or code < 500:
-        return TransientFailure(reason, detail)
+    if reason is Reason.AUTHENTICATION:
+        return TransientFailure(reason, detail, provider_fault=True)
+    if code < 500:
+        # before a recipient is named it is no recipient's fault; and 421 closes the connection on whoever is next
+        return TransientFailure(reason, detail, provider_fault=stage is Stage.MAIL or code == 421)
     return PermanentFailure(reason, detail)
 
 
@@ -208,13 +211,14 @@ def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def connection_failure(error: BaseException, doing: str) -> TransientFailure:
+def connection_failure(error: BaseException, doing: str, *, provider_fault: bool = False) -> TransientFailure:
     """What an error while connecting or talking means, as long as nothing of the message can have arrived.
 
     `doing` goes into the detail, the error's own words do not: they hold addresses.
     """
     reason = connection_reason(error)
-    return TransientFailure(reason, f"{_WORDS[reason]} while {doing}{_tls_words(error)}")
+    detail = f"{_WORDS[reason]} while {doing}{_tls_words(error)}"
+    return TransientFailure(reason, detail, provider_fault=provider_fault)
 
 
 def connection_reason(error: BaseException) -> Reason:

@@ -110,4 +110,5 @@ def _probe(directory: Path) -> None:
 
 
 def _unwritable(error: OSError) -> TransientFailure:
-    return TransientFailure(Reason.PROVIDER_UNAVAILABLE, scrub(f"cannot write the file: {error.strerror or error}"))
+    detail = scrub(f"cannot write the file: {error.strerror or error}")
+    return TransientFailure(Reason.PROVIDER_UNAVAILABLE, detail, provider_fault=True)

@@ -80,7 +80,7 @@ class SmtpPool:
         except TimeoutError:
             wait = format_duration(self._options.timeout)
             detail = f"all {self._options.connections} connections were busy for {wait}"
-            raise TransientFailure(Reason.PROVIDER_UNAVAILABLE, detail) from None
+            raise TransientFailure(Reason.PROVIDER_UNAVAILABLE, detail, provider_fault=True) from None
         try:
             yield
         finally:
@@ -170,10 +170,14 @@ class SmtpPool:
         server = self._options.server
         if isinstance(error, aiosmtplib.SMTPResponseException):
             return smtp_failure(error.code, error.message, stage, _secrets(server))
+        if stage is Stage.AUTH and isinstance(error, aiosmtplib.SMTPServerDisconnected):
+            # with several mechanisms tried, a server's last word on wrong credentials is often to hang up
+            detail = "the server hung up while we logged in"
+            return TransientFailure(Reason.AUTHENTICATION, detail, provider_fault=True)
         if isinstance(error, OSError | aiosmtplib.SMTPServerDisconnected):
-            return connection_failure(error, f"connecting to {server.host}:{server.port}")
+            return connection_failure(error, f"connecting to {server.host}:{server.port}", provider_fault=True)
         reason = Reason.AUTHENTICATION if stage is Stage.AUTH else Reason.TLS
-        return TransientFailure(reason, scrub(str(error), _secrets(server)))
+        return TransientFailure(reason, scrub(str(error), _secrets(server)), provider_fault=True)
 
     async def _conversation(self, client: aiosmtplib.SMTP, mail: Mail) -> str:
         """MAIL, RCPT, DATA and the message; afterwards the connection is kept, unless it is of no more use."""
@@ -290,7 +294,8 @@ def _stuffed(body: bytes) -> bytes:
 
 def _answered(error: aiosmtplib.SMTPResponseException, stage: Stage, hide: tuple[str, ...]) -> Exception:
     if stage is Stage.BODY and not 400 <= error.code <= 599:
-        return UnknownOutcome(Reason.OUTCOME_UNKNOWN, "the server's answer to the message is no SMTP")
+        detail = "the server's answer to the message is no SMTP"
+        return UnknownOutcome(Reason.OUTCOME_UNKNOWN, detail, provider_fault=True)
     failure = smtp_failure(error.code, error.message, stage, hide)
     if error.code == 421 and stage is Stage.MAIL:
         return _Stale(failure)
@@ -298,9 +303,9 @@ def _answered(error: aiosmtplib.SMTPResponseException, stage: Stage, hide: tuple
 
 
 def _broken(error: Exception, stage: Stage) -> Exception:
-    failure = connection_failure(error, f"waiting for the answer to {_COMMANDS[stage]}")
+    failure = connection_failure(error, f"waiting for the answer to {_COMMANDS[stage]}", provider_fault=True)
     if stage is Stage.BODY:
-        return UnknownOutcome(connection_reason(error), failure.detail)
+        return UnknownOutcome(connection_reason(error), failure.detail, provider_fault=True)
     if stage is Stage.MAIL and failure.reason is Reason.CONNECTION_LOST:
         return _Stale(failure)
     return failure

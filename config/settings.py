@@ -22,12 +22,17 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from domain.duration import Duration
+from domain.duration import Duration, format_duration
 from domain.retry import DEFAULT_SCHEDULE, DEFAULT_TIERS, RetryPolicy
 from domain.text import faults_of
 from domain.vocabulary import Channel, Semantics
 
 DEFAULT_FILE = Path("notipy.yaml")
+RETENTION_LEAST, RETENTION_MOST = timedelta(days=1), timedelta(days=36_500)
+"""Bounds of what `retention` may say. At least twice `domain.dispatch.STALE_AFTER`: an order that is younger than that
+is carried out if its attempt can be claimed, so the claims of whatever became final since must be there."""
+RETENTION_LEASES = 10
+"""A claim is kept for so many leases at least: until long after whoever holds it has stopped sending."""
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET_NAME = re.compile(r"secret|password|token|api_?key|private_?key|credential|authorization|cookie", re.IGNORECASE)
 _QUERY_SECRET = re.compile(r"(?<=[?&;])([^=&;]*(?:password|secret|token|properties)[^=&;]*)=([^&;]*)", re.IGNORECASE)
@@ -82,12 +87,13 @@ class EventsSettings(_Section):
     Attributes:
         max_bytes: larger messages are parked.
         concurrency: events in progress in one process.
-        delivery_limit: a message that was handed out this often and never settled is parked as `poison`.
+        delivery_limit: a message that was handed out this often, ending its process each time, is parked as `poison`;
+            of any queue, not of events alone. Below 20, which is RabbitMQ 4's own limit.
     """
 
     max_bytes: Annotated[int, Field(ge=1024, le=15 * 1024 * 1024)] = 4 * 1024 * 1024
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 200
-    delivery_limit: Annotated[int, Field(ge=1)] = 20
+    delivery_limit: Annotated[int, Field(ge=3)] = 8
 
 
 class StatusSettings(_Section):
@@ -106,6 +112,33 @@ class SweeperSettings(_Section):
 
     interval: Duration = timedelta(seconds=5)
     overdue: Duration = timedelta(minutes=5)
+
+
+class RetentionSettings(_Section):
+    """How long what is over is kept; `null` for ever. What is not final is kept whatever its age.
+
+    Attributes:
+        events: after they were received, and until the last of their deliveries is deleted.
+        deliveries: after they became final, but for those that can be replayed.
+        attempts: the claims on a delivery's attempts, after it became final; at most as long as the delivery.
+        dead: deliveries that can be replayed, and the messages of the dead-letter queues.
+    """
+
+    events: Duration | None = timedelta(days=90)
+    deliveries: Duration | None = timedelta(days=90)
+    attempts: Duration | None = timedelta(days=7)
+    dead: Duration | None = None
+
+    @field_validator("*")
+    @classmethod
+    def _bounded(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and not RETENTION_LEAST <= value <= RETENTION_MOST:
+            raise ValueError("should be a duration from 1d to 36500d, or null to keep them for ever")
+        return value
+
+    def shortest(self) -> timedelta | None:
+        """After how long claims may be deleted at the earliest; a delivery takes its claims along."""
+        return min((kept for kept in (self.deliveries, self.attempts, self.dead) if kept is not None), default=None)
 
 
 class MetricsSettings(_Section):
@@ -130,12 +163,14 @@ class Settings(BaseSettings):
         retry_tiers: the lengths of the retry queues, ascending; part of the topology.
         grace: how long a stopping process waits for what is in flight.
         catalog_refresh: how often a consumer looks whether the catalog has changed.
+        failpoints: where a process kills or stops itself, for tests of failures; see `consumers/failpoints.py`.
     """
 
     model_config = SettingsConfigDict(
         env_prefix="NOTIPY_",
         env_nested_delimiter="__",
         env_ignore_empty=True,
+        env_parse_none_str="null",
         frozen=True,
         extra="forbid",
         hide_input_in_errors=True,
@@ -148,12 +183,14 @@ class Settings(BaseSettings):
     events: EventsSettings = EventsSettings()
     status: StatusSettings = StatusSettings()
     sweeper: SweeperSettings = SweeperSettings()
+    retention: RetentionSettings = RetentionSettings()
     metrics: MetricsSettings = MetricsSettings()
     logging: LoggingSettings = LoggingSettings()
     retry_tiers: Annotated[tuple[Duration, ...], Field(min_length=1, max_length=20)] = DEFAULT_TIERS
     lease: Duration = timedelta(minutes=2)
     grace: Duration = timedelta(seconds=25)
     catalog_refresh: Duration = timedelta(seconds=2)
+    failpoints: str = ""
 
     _file: Path | None = PrivateAttr(default=None)
     _interpolated: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -197,6 +234,14 @@ class Settings(BaseSettings):
         }
         if wrong := [name for name, value in positive.items() if value <= timedelta(0)]:
             raise ValueError(f"{', '.join(wrong)} should be longer than nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _claims_outlive_their_leases(self) -> Self:
+        shortest = self.retention.shortest()
+        if shortest is not None and shortest < RETENTION_LEASES * self.lease:
+            least = format_duration(RETENTION_LEASES * self.lease)
+            raise ValueError(f"retention.attempts, .deliveries and .dead should be at least {least}: ten times lease")
         return self
 
     def policy(self, channel: Channel) -> RetryPolicy:

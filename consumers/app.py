@@ -3,15 +3,15 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import structlog
 from aio_pika import RobustConnection
-from aio_pika.abc import AbstractConnection, AbstractRobustConnection
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage, AbstractRobustConnection
 from yarl import URL
 
 from channels.registry import make_provider
@@ -19,17 +19,25 @@ from channels.rendering import TemplateRenderer
 from channels.schema import JsonSchemaCheck
 from config.logging import told_seldom
 from config.settings import ChannelSettings, Settings, SettingsError
-from consumers.handlers import CommandHandler, DeliveryHandler, EventHandler, Settling
+from consumers.auditing import Auditor, look_into
+from consumers.failpoints import Failpoints, parse_failpoints
+from consumers.handlers import CommandHandler, DeliveryHandler, EventHandler, Guarded, Handle
 from consumers.health import Health, Page
+from consumers.housekeeping import Housekeeping
 from consumers.intake import RECONNECT_SECONDS, Consumers, Subscription
 from consumers.metrics import Metrics
+from consumers.prober import Prober
 from consumers.publisher import OUTAGES, Publisher
 from consumers.stores import Stores, open_storage
 from consumers.sweeper import Sweeper
 from consumers.topology import COMMANDS, EVENTS, Topology, channel_queue
+from consumers.unrouted import route_again
 from consumers.wire import read_leniently
 from domain.accept import Accept
+from domain.audit import Patience
 from domain.backoff import wait_out
+from domain.circuit import Circuit
+from domain.conserve import Audit
 from domain.deliver import Deliver
 from domain.failures import place_of
 from domain.operate import Operate
@@ -37,11 +45,13 @@ from domain.plan import Planner
 from domain.ports import Now, Provider
 from domain.sweep import Sweep
 from domain.vocabulary import Channel, Lane
+from storage.audit import MongoLedger
 from storage.catalog import MongoCatalog
 from storage.database import Database
 from storage.deliveries import MongoDeliveries
 from storage.events import MongoEvents
 from storage.leadership import MongoLeadership
+from storage.suspects import MongoSuspects
 
 log = structlog.get_logger()
 HEARTBEAT_SECONDS = 10
@@ -172,6 +182,27 @@ def _provider(channel: Channel, chosen: ChannelSettings) -> Provider:
         raise SettingsError(f"wrong settings: channels.{channel}.providers.0 ({first.name}): {error}") from None
 
 
+def failpoints_of(settings: Settings) -> Failpoints:
+    """Where a process of these settings kills or stops itself; nowhere, but in tests of failures.
+
+    Raises:
+        SettingsError: what the setting should be.
+    """
+    try:
+        return parse_failpoints(settings.failpoints)
+    except ValueError as error:
+        raise SettingsError(f"wrong settings: {error}") from None
+
+
+def _with_failpoints(core: Core, points: Failpoints) -> Core:
+    return replace(
+        core,
+        events=points.events(core.events),
+        deliveries=points.deliveries(core.deliveries),
+        publisher=points.queue(core.publisher),
+    )
+
+
 def all_roles(settings: Settings) -> tuple[str, ...]:
     """Everything that `notipy run` can do with these settings."""
     return (EVENTS_ROLE, *map(str, settings.channels), SWEEPER_ROLE)
@@ -204,11 +235,14 @@ async def running(
         known = ", ".join(all_roles(settings))
         raise SettingsError(f"no such role: {', '.join(sorted(unknown))}; with these settings there are {known}")
     senders = providers_of(settings) | dict(providers or {})
+    points = failpoints_of(settings)
     async with AsyncExitStack() as stack:
         for provider in senders.values():
             stack.push_async_callback(provider.close)
         core = await stack.enter_async_context(open_core(settings, wait=True, now=now, role=",".join(chosen)))
-        application = Application(core, chosen, senders)
+        if points:
+            core, senders = _with_failpoints(core, points), points.providers(senders)
+        application = Application(core, chosen, senders, points)
         await application.start(stack, serve_page=serve_page)
         yield application
 
@@ -216,15 +250,32 @@ async def running(
 class Application:
     """The consumers of some roles, with their sweeper, health page and catalog."""
 
-    def __init__(self, core: Core, roles: Sequence[str], providers: Mapping[Channel, Provider]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        roles: Sequence[str],
+        providers: Mapping[Channel, Provider],
+        failpoints: Failpoints = Failpoints(),  # noqa: B008 - none, and frozen
+    ) -> None:
         self.core = core
+        self._failpoints = failpoints
         self.metrics = Metrics()
         self._roles = roles
         self._providers = providers
+        self._suspects = MongoSuspects(core.database)
+        self.circuits = {channel: Circuit(provider.name, core.now) for channel, provider in providers.items()}
         subscriptions = [*self._event_subscriptions(), *self._channel_subscriptions()]
         self.consumers = Consumers(amqp_url(core.settings), subscriptions)
         queues = [subscription.queue.name for subscription in subscriptions]
-        self.health = Health(core.database.ping, self.consumers.connected, core.publisher.counts, queues, self.metrics)
+        self.health = Health(
+            core.database.ping,
+            self.consumers.connected,
+            core.publisher.counts,
+            core.publisher.declare,
+            queues,
+            self.consumers.paused,
+            self.metrics,
+        )
         self.page: Page | None = None
 
     async def start(self, stack: AsyncExitStack, *, serve_page: bool) -> None:
@@ -238,9 +289,15 @@ class Application:
         background(stack, self._refresh_catalog, "catalog")
         stack.push_async_callback(self._stop_consumers, settings.grace)
         await self.consumers.start()
+        background(stack, self.consumers.keep, "consumers")
         background(stack, self.health.watch, "health")
+        for channel in self._channels:
+            prober = Prober(channel, self._providers[channel], self.circuits[channel], self.metrics)
+            background(stack, prober.run, f"{channel} provider")
         if SWEEPER_ROLE in self._roles:
             background(stack, self._sweeper().run, "sweeper")
+            background(stack, self._housekeeping().run, "housekeeping")
+            background(stack, self._auditor().run, "audit")
         log.info("notipy.started", roles=list(self._roles))
 
     async def _stop_consumers(self, grace: timedelta) -> None:
@@ -255,21 +312,6 @@ class Application:
                 catalog = self.core.catalog
                 log.info("catalog.refreshed", notifications=len(catalog.current), unreadable=sorted(catalog.unreadable))
 
-    def _accept(self) -> Accept:
-        core = self.core
-        overdue = core.settings.sweeper.overdue
-        planner = Planner(core.renderer, core.schemas, frozenset(core.settings.channels), overdue)
-        return Accept(
-            events=core.events,
-            deliveries=core.deliveries,
-            catalog=core.catalog,
-            queue=core.publisher,
-            planner=planner,
-            now=core.now,
-            max_bytes=core.settings.events.max_bytes,
-            overdue=overdue,
-        )
-
     def _deliver(self, channel: Channel) -> Deliver:
         core = self.core
         return Deliver(
@@ -283,55 +325,133 @@ class Application:
             now=core.now,
             lease=core.settings.lease,
             overdue=core.settings.sweeper.overdue,
+            circuit=self.circuits[channel],
         )
 
     def _sweeper(self) -> Sweeper:
         core, settings = self.core, self.core.settings
-        sweep = Sweep(
-            events=core.events,
-            deliveries=core.deliveries,
-            queue=core.publisher,
-            accept=self._accept(),
-            policies={channel: settings.policy(channel) for channel in settings.channels},
-            now=core.now,
-            overdue=settings.sweeper.overdue,
-            lease=settings.lease,
-        )
-        owner = f"{socket.gethostname()}/{os.getpid()}/{id(self)}"
         return Sweeper(
-            sweep,
-            MongoLeadership(core.database, "sweeper", owner),
+            sweep_of(core),
+            MongoLeadership(core.database, "sweeper", self._owner),
             core.deliveries,
             core.publisher,
             self.metrics,
             core.now,
             settings.sweeper.interval,
+            lambda: route_again(core.connection, core.publisher, core.topology),
         )
+
+    @property
+    def _channels(self) -> list[Channel]:
+        """Those of this process's roles."""
+        return [channel for channel in self.core.settings.channels if str(channel) in self._roles]
+
+    def _housekeeping(self) -> Housekeeping:
+        core, keep = self.core, self.core.settings.retention
+        return Housekeeping(core.database, core.connection, keep, self.metrics, core.now, self._owner)
+
+    def _auditor(self) -> Auditor:
+        core = self.core
+        ledger, leadership = MongoLedger(core.database), MongoLeadership(core.database, "audit", self._owner)
+        return Auditor(audit_of(core, ledger), ledger, leadership, self.metrics, core.now)
+
+    @property
+    def _owner(self) -> str:
+        """Under which it leads what one process of many does."""
+        return f"{socket.gethostname()}/{os.getpid()}/{id(self)}"
 
     def _event_subscriptions(self) -> list[Subscription]:
         if EVENTS_ROLE not in self._roles:
             return []
-        core, settings = self.core, self.core.settings.events
-        events = EventHandler(self._accept(), core.publisher, self.metrics, settings.delivery_limit)
+        core = self.core
+        events = EventHandler(accept_of(core), self.metrics)
         commands = CommandHandler(core.operate, core.deliveries, core.publisher)
         return [
-            self._subscription(EVENTS, settings.concurrency, EVENTS_ROLE, events),
-            self._subscription(COMMANDS, 10, EVENTS_ROLE, commands),
+            self._subscription(EVENTS, core.settings.events.concurrency, EVENTS_ROLE, events, events.poisoned),
+            self._subscription(COMMANDS, 10, EVENTS_ROLE, commands, _nothing_more),
         ]
 
     def _channel_subscriptions(self) -> list[Subscription]:
-        found = []
-        for channel, chosen in self.core.settings.channels.items():
-            if str(channel) in self._roles:
-                handler = DeliveryHandler(channel, self._deliver(channel), self.core.publisher, self.metrics)
-                for lane in Lane:
-                    queue = channel_queue(channel, lane)
-                    found.append(self._subscription(queue, chosen.concurrency, str(channel), handler))
-        return found
+        return [lane for channel in self._channels for lane in self._lanes(channel)]
 
-    def _subscription(self, queue: str, concurrency: int, role: str, handler: Any) -> Subscription:
-        settling = Settling(role, handler, self.core.publisher, self.metrics)
-        return Subscription(self.core.topology.queue(queue), concurrency, settling)
+    def _lanes(self, channel: Channel) -> list[Subscription]:
+        core = self.core
+        handler = DeliveryHandler(channel, self._deliver(channel), core.operate, core.publisher, self.metrics)
+        concurrency = core.settings.channels[channel].concurrency
+        return [
+            self._subscription(
+                channel_queue(channel, lane), concurrency, str(channel), handler, handler.poisoned, channel
+            )
+            for lane in Lane
+        ]
+
+    def _subscription(
+        self,
+        queue: str,
+        concurrency: int,
+        role: str,
+        handler: Handle,
+        poisoned: Callable[[AbstractIncomingMessage], Awaitable[object]],
+        channel: Channel | None = None,
+    ) -> Subscription:
+        core = self.core
+        guarded = Guarded(
+            role,
+            self._failpoints.handler(handler),
+            core.publisher,
+            self._suspects,
+            self.metrics,
+            core.settings.events.delivery_limit,
+            poisoned,
+        )
+        return Subscription(core.topology.queue(queue), concurrency, guarded, lambda: self._paused(channel))
+
+    def _paused(self, channel: Channel | None) -> str | None:
+        """Why nothing should be taken from a queue now: what could not be recorded, or sent, is better left there."""
+        if not self.core.database.reachable:
+            return "database unreachable"
+        return self.circuits[channel].why if channel else None
+
+
+async def _nothing_more(_: AbstractIncomingMessage) -> None:
+    """A poisoned command concerns nothing but itself."""
+
+
+def accept_of(core: Core) -> Accept:
+    """The use case of the events queue."""
+    overdue = core.settings.sweeper.overdue
+    return Accept(
+        events=core.events,
+        deliveries=core.deliveries,
+        catalog=core.catalog,
+        queue=core.publisher,
+        planner=Planner(core.renderer, core.schemas, frozenset(core.settings.channels), overdue),
+        now=core.now,
+        max_bytes=core.settings.events.max_bytes,
+        overdue=overdue,
+    )
+
+
+def sweep_of(core: Core) -> Sweep:
+    """One round of the sweeper, which `notipy audit --repair` makes too."""
+    settings = core.settings
+    return Sweep(
+        events=core.events,
+        deliveries=core.deliveries,
+        queue=core.publisher,
+        accept=accept_of(core),
+        policies={channel: settings.policy(channel) for channel in settings.channels},
+        now=core.now,
+        overdue=settings.sweeper.overdue,
+        lease=settings.lease,
+        outage_ended=lambda: core.database.recovered_at,
+    )
+
+
+def audit_of(core: Core, ledger: MongoLedger) -> Audit:
+    """The audit, over the database and the queues."""
+    patience = Patience(core.settings.sweeper.overdue, core.settings.lease)
+    return Audit(ledger, lambda: look_into(core.publisher.counts, core.topology), core.now, patience)
 
 
 def background(stack: AsyncExitStack, work: Callable[[], Any], name: str) -> None:

@@ -93,7 +93,7 @@ def _delivery_values(delivery: Delivery) -> dict[str, Any]:
     return {
         name: getattr(delivery, name)
         for name in Delivery.__dataclass_fields__
-        if name not in {"history", "detail", "due_at"}
+        if name not in {"history", "detail", "due_at", "tell_at"}
     }
 
 

@@ -7,12 +7,17 @@ could not be used stand in their queue alone.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection
 
 from consumers import codec
+from domain.vocabulary import Reason
 
+CLEARING = "clearing dead letters"
+"""The lease under which dead-letter queues are cleared: what one holds in its hands, another would miss."""
+TURN = timedelta(seconds=30)
+"""How long whoever has died while clearing keeps another from it."""
 WALK_BATCH = 200
 """Messages taken before their fate is decided together."""
 GIVEN_BACK_WITHIN = 3.0
@@ -34,16 +39,36 @@ class DeadEvent:
 
 
 def dead_event(message: AbstractIncomingMessage) -> DeadEvent:
-    """Read what `Publisher.reject` wrote; a message that the broker itself dead-lettered has no reason of ours."""
+    """Read what `Publisher.reject` wrote; a message that the broker itself dead-lettered has no headers of ours."""
     headers = message.headers
+    if codec.REASON not in headers and headers.get("x-first-death-reason"):
+        return _by_the_broker(message)
     parked = headers.get(codec.PARKED_AT)
     key, message_id = headers.get(codec.ROUTING_KEY), headers.get(codec.MESSAGE_ID)
     return DeadEvent(
         parked_at=datetime.fromisoformat(str(parked)) if parked else None,
-        reason=str(headers.get(codec.REASON) or headers.get("x-first-death-reason") or "unknown"),
+        reason=str(headers.get(codec.REASON) or "unknown"),
         detail=str(headers.get(codec.DETAIL) or ""),
         routing_key=str(key) if key is not None else None,
         message_id=str(message_id) if message_id is not None else None,
+        size=len(message.body),
+        body=message.body,
+    )
+
+
+def _by_the_broker(message: AbstractIncomingMessage) -> DeadEvent:
+    """One that the broker dead-lettered: over its delivery limit (a policy, or RabbitMQ 4's own), it is poison."""
+    reason = str(message.headers["x-first-death-reason"])
+    deaths = message.headers.get("x-death")
+    death = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
+    keys, at = death.get("routing-keys"), death.get("time")
+    poison = reason == "delivery_limit"
+    return DeadEvent(
+        parked_at=at if isinstance(at, datetime) else None,
+        reason=str(Reason.POISON) if poison else reason,
+        detail="handed out more often than the broker's delivery limit allows" if poison else "by the broker",
+        routing_key=str(keys[0]) if isinstance(keys, list) and keys else None,
+        message_id=message.message_id,
         size=len(message.body),
         body=message.body,
     )
@@ -74,6 +99,39 @@ async def walk(
     finally:
         await channel.close()  # gives back whatever was not acknowledged
         await _given_back(connection, queue, taken - removed)
+
+
+async def remove_older(
+    connection: AbstractRobustConnection, queue: str, before: datetime, limit: int
+) -> tuple[int, datetime | None]:
+    """Remove messages from the head of a queue for as long as they were parked before this time, `limit` at most.
+
+    Returns how many were removed, and when the one was parked at which it stopped; None if nothing stopped it. Whose
+    age nobody knows stays, and what is behind it.
+    """
+    channel = await connection.channel(publisher_confirms=False)
+    removed = 0
+    try:
+        source = await channel.declare_queue(queue, passive=True, robust=False)
+        while removed < limit and (message := await source.get(fail=False)) is not None:
+            at = parked_at(message)
+            if at is None or at >= before:
+                return removed, at or datetime.now(UTC)
+            await message.ack()
+            removed += 1
+        return removed, None
+    finally:
+        await channel.close()  # gives back the one at which it stopped
+
+
+def parked_at(message: AbstractIncomingMessage) -> datetime | None:
+    """When it came into its dead-letter queue: what we wrote, or what the broker did of one that it parked itself."""
+    written = message.headers.get(codec.PARKED_AT)
+    try:
+        at = datetime.fromisoformat(str(written)) if written else message.headers["x-death"][0]["time"]  # type: ignore[index,call-overload]
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)) if isinstance(at, datetime) else None
 
 
 async def _given_back(connection: AbstractRobustConnection, queue: str, kept: int) -> None:

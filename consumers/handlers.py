@@ -1,7 +1,10 @@
 """Thin message handlers: parse, call a use case, count, acknowledge."""
 
+import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Protocol
 
 import orjson
 import structlog
@@ -10,7 +13,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from consumers import codec
 from consumers.metrics import Metrics
 from domain.accept import Accept, Accepted, Rejected, Verdict
-from domain.deliver import Deliver, Late, NotClaimed, Result, Settled
+from domain.deliver import Deliver, HeldBack, Late, NotClaimed, Result, Settled
 from domain.event import Incoming, event_key
 from domain.failures import place_of
 from domain.operate import Operate, Refused
@@ -21,27 +24,56 @@ from domain.vocabulary import Channel, Reason, State
 log = structlog.get_logger()
 Handle = Callable[[AbstractIncomingMessage], Awaitable[None]]
 MAX_COMMAND_BYTES = 64 * 1024
+SUSPICIOUS = 3
+"""A message that was handed out so often, and never settled, may be what ends its consumers."""
 
 
-class Settling:
-    """Runs a handler for each message of a role and acknowledges when it has returned.
+class Suspects(Protocol):
+    """Marks, outside of the process, on messages that are handled at this moment."""
 
-    A handler that raises has met a bug: the message is parked, so that it neither loops nor blocks, and a
-    delivery remains due in the database.
+    async def begin(self, key: str) -> int:
+        """Mark it; returns how many marks it has now, so more than one if a process ended while it handled it."""
+        ...
+
+    async def end(self, key: str) -> None:
+        """It did not end the process: take the marks away."""
+        ...
+
+
+class Guarded:
+    """Runs a handler for each message of a role; what the handler cannot deal with neither loops nor blocks.
+
+    A handler that raises has met a bug: the message is parked as `internal_error`, and a delivery remains due in the
+    database. One that ends its process is found by being handed out again and again: such a message is handled
+    alone, and marked in the database meanwhile. One that was marked so when its process ended is parked as `poison`
+    when it has been handed out `limit` times; those that merely were in the same process as it are not.
     """
 
-    def __init__(self, role: str, handle: Handle, queue: DispatchQueue, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        role: str,
+        handle: Handle,
+        queue: DispatchQueue,
+        suspects: Suspects,
+        metrics: Metrics,
+        limit: int,
+        poisoned: Callable[[AbstractIncomingMessage], Awaitable[object]],
+    ) -> None:
         self._role = role
         self._handle = handle
         self._queue = queue
+        self._suspects = suspects
         self._in_flight = metrics.in_flight.labels(role)
+        self._limit = limit
+        self._poisoned = poisoned
+        self._alone = asyncio.Lock()
 
     async def __call__(self, message: AbstractIncomingMessage) -> None:
-        """Handle one message to its acknowledgement."""
+        """Handle one message until it may be acknowledged."""
         self._in_flight.inc()
         try:
-            await self._guarded(message)
-            await message.ack()
+            times = handed_out(message)
+            await (self._guarded(message) if times < SUSPICIOUS else self._watched(message, times))
         finally:
             self._in_flight.dec()
 
@@ -50,39 +82,64 @@ class Settling:
             await self._handle(message)
         except Exception as error:  # noqa: BLE001 - logged, and the message parked
             log.error("message.handler_failed", role=self._role, error=place_of(error))
-            fault = Fault("", f"a fault of NotiPy's own: {place_of(error)}")
-            await self._queue.reject(incoming(message), Reason.INTERNAL_ERROR, [fault], self._role)
+            await self._park(message, Reason.INTERNAL_ERROR, f"a fault of NotiPy's own: {place_of(error)}")
+
+    async def _watched(self, message: AbstractIncomingMessage, times: int) -> None:
+        key = hashlib.sha256(message.body + str(message.message_id).encode()).hexdigest()
+        async with self._alone:
+            strikes = await self._suspects.begin(key)
+            try:
+                if times >= self._limit and strikes > 1:
+                    await self._park_poison(message, times)
+                else:
+                    await self._guarded(message)
+            finally:  # also when it was cancelled: only the end of the process leaves the mark
+                await self._suspects.end(key)
+
+    async def _park_poison(self, message: AbstractIncomingMessage, times: int) -> None:
+        log.error("message.poison", role=self._role, handed_out=times, message_id=message.message_id)
+        await self._park(message, Reason.POISON, f"handed out {times} times, and ended the process that took it")
+        await self._poisoned(message)
+
+    async def _park(self, message: AbstractIncomingMessage, reason: Reason, told: str) -> None:
+        await self._queue.reject(incoming(message), reason, [Fault("", told)], self._role)
+
+
+def handed_out(message: AbstractIncomingMessage) -> int:
+    """How often the broker has handed the message out before, and got it back."""
+    return int(str(message.headers.get("x-delivery-count") or 0))
 
 
 class EventHandler:
     """The events queue."""
 
-    def __init__(self, accept: Accept, queue: DispatchQueue, metrics: Metrics, delivery_limit: int) -> None:
+    def __init__(self, accept: Accept, metrics: Metrics) -> None:
         self._accept = accept
-        self._queue = queue
         self._metrics = metrics
-        self._delivery_limit = delivery_limit
 
     async def __call__(self, message: AbstractIncomingMessage) -> None:
-        """Accept, or park a message that was handed out too often and never settled."""
+        """Accept, or park."""
         received = incoming(message)
-        times = int(str(message.headers.get("x-delivery-count") or 0))
-        if times >= self._delivery_limit:
-            fault = Fault("", f"handed out {times} times and never settled: it may stop its consumer")
-            await self._queue.reject(received, Reason.POISON, [fault])
-            verdict: Verdict = Rejected(Reason.POISON, (fault,))
-        else:
-            verdict = await self._accept(received)
+        verdict = await self._accept(received)
         self._metrics.accepted(verdict)
         _log_verdict(verdict, received)
+
+    async def poisoned(self, message: AbstractIncomingMessage) -> None:
+        """Count it; should the event be stored, the sweeper comes to the same end with it."""
+        verdict = Rejected(Reason.POISON, ())
+        self._metrics.accepted(verdict)
+        _log_verdict(verdict, incoming(message))
 
 
 class DeliveryHandler:
     """The queues of one channel."""
 
-    def __init__(self, channel: Channel, deliver: Deliver, queue: DispatchQueue, metrics: Metrics) -> None:
+    def __init__(
+        self, channel: Channel, deliver: Deliver, operate: Operate, queue: DispatchQueue, metrics: Metrics
+    ) -> None:
         self._channel = channel
         self._deliver = deliver
+        self._operate = operate
         self._queue = queue
         self._metrics = metrics
 
@@ -97,6 +154,12 @@ class DeliveryHandler:
         result = await self._deliver(job, redelivered=bool(message.redelivered))
         self._metrics.delivered(result)
         _log_result(result)
+
+    async def poisoned(self, message: AbstractIncomingMessage) -> None:
+        """End the delivery that the message names; it cannot be read, but for its headers."""
+        named = message.headers.get(codec.DELIVERY)
+        if isinstance(named, str):
+            await self._operate.poisoned(named)
 
 
 class CommandHandler:
@@ -192,6 +255,9 @@ def _log_result(result: Result) -> None:
     about = {"delivery": delivery.id, "event_id": delivery.event_id, "channel": str(delivery.channel)}
     if isinstance(result, NotClaimed):
         log.debug("delivery.not_claimed", **about, why=result.why)
+        return
+    if isinstance(result, HeldBack):
+        log.debug("delivery.held", **about, reason=str(delivery.reason), provider=result.provider)
         return
     about |= {"reason": str(delivery.reason), "provider": result.provider}
     told = {"attempt": delivery.attempt, "epoch": delivery.epoch, "detail": delivery.detail}

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -40,13 +40,17 @@ class Health:
         ping_database: Callable[[], Awaitable[object]],
         ping_broker: Callable[[], Awaitable[bool]],
         counts: Callable[[str], Awaitable[tuple[int, int] | None]],
+        declare: Callable[[], Awaitable[None]],
         queues: Sequence[str],
+        paused: Callable[[], Mapping[str, str]],
         metrics: Metrics,
     ) -> None:
         self._ping_database = ping_database
         self._ping_broker = ping_broker
         self._counts = counts
+        self._declare = declare
         self._queues = queues
+        self._paused = paused
         self._metrics = metrics
         self._condition = Condition()
 
@@ -63,8 +67,10 @@ class Health:
     async def look(self) -> Condition:
         """Look once."""
         database, broker = await asyncio.gather(self._answers(self._ping_database), self._answers(self._ping_broker))
-        problems = [] if database else ["database unreachable"]
+        problems = [] if database else ["database unreachable: nothing is taken from the queues"]
         problems += await self._without_consumer() if broker else ["broker unreachable"]
+        paused = self._paused()
+        problems += sorted(set(paused.values()) if database else ())
         before, self._condition = self._condition, Condition(tuple(problems))
         if before.problems != self._condition.problems:
             tell = log.info if self._condition.ready else log.warning
@@ -72,6 +78,7 @@ class Health:
         self._metrics.up.labels("database").set(database)
         self._metrics.up.labels("broker").set(broker)
         self._metrics.ready.set(self._condition.ready)
+        self._metrics.tasks.set(len(asyncio.all_tasks()))
         self._metrics.heartbeat.set_to_current_time()
         return self._condition
 
@@ -83,16 +90,24 @@ class Health:
             return False
 
     async def _without_consumer(self) -> list[str]:
-        problems = []
+        problems, paused, missing = [], self._paused(), False
         for queue in self._queues:
             try:
                 async with asyncio.timeout(PATIENCE):
                     found = await self._counts(queue)
             except TimeoutError:
                 return ["broker does not answer"]
-            if found is None or not found[1]:
+            missing = missing or found is None
+            if found is None or not (found[1] or queue in paused):
                 problems.append(f"queue {queue} {'is missing' if found is None else 'has no consumer'}")
+        if missing:
+            await self._answers(self._mend)
         return problems
+
+    async def _mend(self) -> None:
+        """Somebody has deleted a queue, or the broker has lost it: declare what is missing."""
+        log.warning("topology.incomplete")
+        await self._declare()
 
 
 class Page:

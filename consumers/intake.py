@@ -1,8 +1,8 @@
-"""Consuming with FastStream: the fast path, and a start and a stop that swallow no message."""
+"""Consuming with FastStream: the fast path, a start and a stop that swallow no message, and pauses in between."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +15,7 @@ from faststream.rabbit import QueueType, RabbitBroker, RabbitExchange, RabbitMes
 from faststream.rabbit.schemas import ExchangeType
 
 from consumers.topology import Queue
+from domain.failures import place_of
 
 if TYPE_CHECKING:
     from faststream.rabbit.schemas.queue import QuorumQueueArgs
@@ -23,21 +24,128 @@ log = structlog.get_logger()
 RECONNECT_SECONDS = 1.0
 SETTLE_SECONDS = 0.05
 """After a cancellation: for messages that have arrived and whose handlers have not begun."""
+QUIET_SECONDS = 0.02
+"""Without a new message, after which the broker has nothing more under way to a consumer that acknowledges nothing."""
+QUIET_WITHIN = 0.5
+"""Seconds to wait for such a moment."""
+CANCEL_SECONDS = 5.0
+"""That the broker may take to confirm a cancellation."""
+LOOK_SECONDS = 0.2
+"""Between two looks whether a consumer should consume."""
+AGAIN_SECONDS = 2.0
+"""After a consumer could not be started, before the next try."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One queue, how many of its messages may be in progress, and what handles them."""
+    """One queue, how many of its messages may be in progress, and what handles them.
+
+    Attributes:
+        handle: returns when the message may be acknowledged.
+        paused: why nothing should be taken from the queue now; None to consume.
+    """
 
     queue: Queue
     concurrency: int
     handle: Callable[[AbstractIncomingMessage], Awaitable[None]]
+    paused: Callable[[], str | None] = lambda: None
+
+
+class Consumer:
+    """One subscription: takes messages while it should, and acknowledges what is settled."""
+
+    def __init__(self, broker: RabbitBroker, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._arrived = 0
+        self._may_acknowledge = asyncio.Event()
+        self._may_acknowledge.set()
+        self._not_before = 0.0
+        self._subscriber: Any = broker.subscriber(
+            _queue(subscription.queue),
+            # the default exchange: bindings are the topology's, declared by whoever publishes
+            RabbitExchange("", ExchangeType.DIRECT),
+            ack_policy=AckPolicy.MANUAL,
+            decoder=_undecoded,
+            channel=AmqpChannel(prefetch_count=subscription.concurrency),
+        )
+        self._subscriber(self._receive)
+
+    @property
+    def connected(self) -> bool:
+        """Whether its channel is open."""
+        # FastStream's own attributes, here and below, without a public way to them; tests/integration hold this to them
+        queue = self._subscriber._queue_obj
+        return queue is not None and not queue.channel.is_closed
+
+    @property
+    def consuming(self) -> bool:
+        """Whether it takes messages."""
+        return self.connected and self._subscriber._consumer_tag is not None
+
+    def begin(self) -> None:
+        """Before the broker starts: FastStream consumes before it sets this, and swallows what comes in between."""
+        self._subscriber.running = True
+
+    async def keep(self) -> None:
+        """Consume if it should, cease if it should not; what cannot be done now is tried again later."""
+        wanted = self.subscription.paused() is None
+        if wanted == self.consuming or not self.connected or time.monotonic() < self._not_before:
+            return
+        try:
+            await (self._resume() if wanted else self.cancel())
+        except Exception as error:  # noqa: BLE001 - told, and tried again
+            self._not_before = time.monotonic() + AGAIN_SECONDS
+            log.warning("consumer.not_kept", queue=self.subscription.queue.name, error=place_of(error))
+            return
+        log.info("consumer.resumed" if wanted else "consumer.paused", queue=self.subscription.queue.name)
+
+    async def cancel(self) -> None:
+        """Take no more.
+
+        What is on its way to a consumer when it is cancelled the broker takes back, and counts as a delivery. So
+        nothing is acknowledged for a moment: once as many messages as it may hold have arrived, no more are sent.
+        """
+        if not self.consuming:
+            return
+        self._may_acknowledge.clear()
+        try:
+            await self._quiet()
+            tag, self._subscriber._consumer_tag = self._subscriber._consumer_tag, None
+            async with asyncio.timeout(CANCEL_SECONDS):
+                await self._subscriber._queue_obj.cancel(tag)
+        finally:
+            self._may_acknowledge.set()
+
+    async def _resume(self) -> None:
+        subscriber = self._subscriber
+        subscriber._consumer_tag = await subscriber._queue_obj.consume(subscriber.consume)
+
+    async def _quiet(self) -> None:
+        deadline = time.monotonic() + QUIET_WITHIN
+        before = -1
+        while before != self._arrived and time.monotonic() < deadline:
+            before = self._arrived
+            await asyncio.sleep(QUIET_SECONDS)
+
+    async def _receive(self, message: RabbitMessage) -> None:
+        self._arrived += 1
+        task = asyncio.current_task()
+        if task is not None:
+            self.tasks.add(task)
+        try:
+            await self.subscription.handle(message.raw_message)
+            await self._may_acknowledge.wait()
+            await message.raw_message.ack()
+        finally:
+            if task is not None:
+                self.tasks.discard(task)
 
 
 class Consumers:
     """The FastStream broker that consumes; nothing is published over its connection."""
 
-    def __init__(self, url: str, subscriptions: list[Subscription]) -> None:
+    def __init__(self, url: str, subscriptions: Sequence[Subscription]) -> None:
         # no dependency injection: a Context or RabbitMessage parameter costs ten times the handler
         self._broker = RabbitBroker(
             url,
@@ -47,29 +155,19 @@ class Consumers:
             graceful_timeout=None,
             app_id="notipy",
         )
-        self._tasks: set[asyncio.Task[None]] = set()
-        for subscription in subscriptions:
-            self._subscribe(subscription)
-
-    def _subscribe(self, subscription: Subscription) -> None:
-        async def handle(message: RabbitMessage) -> None:
-            await self._in_progress(subscription.handle(message.raw_message))
-
-        self._broker.subscriber(
-            _queue(subscription.queue),
-            # the default exchange: bindings are the topology's, declared by whoever publishes
-            RabbitExchange("", ExchangeType.DIRECT),
-            ack_policy=AckPolicy.MANUAL,
-            decoder=_undecoded,
-            channel=AmqpChannel(prefetch_count=subscription.concurrency),
-        )(handle)
+        self._consumers = [Consumer(self._broker, subscription) for subscription in subscriptions]
 
     async def start(self) -> None:
         """Consume. Returns when every queue has its consumer."""
-        for subscriber in self._broker.subscribers:
-            # FastStream consumes before it sets this, and returns what comes in between un-acknowledged
-            subscriber.running = True
+        for consumer in self._consumers:
+            consumer.begin()
         await self._broker.start()
+
+    async def keep(self) -> None:
+        """See to it, until cancelled, that what should consume does, and nothing else."""
+        while True:
+            await asyncio.gather(*(consumer.keep() for consumer in self._consumers))
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def stop(self, grace: timedelta) -> bool:
         """Cancel the consumers, let what is in progress end, then disconnect; False if some did not end in time.
@@ -77,33 +175,33 @@ class Consumers:
         In this order, because FastStream's own stop waits first and cancels then: what arrived meanwhile would
         be requeued, its delivery count raised.
         """
-        await asyncio.gather(*(_cancel(subscriber) for subscriber in self._broker.subscribers))
+        for told in await asyncio.gather(*(each.cancel() for each in self._consumers), return_exceptions=True):
+            if told is not None:  # the connection is gone, and its consumers with it
+                log.warning("consumer.not_cancelled", error=place_of(told))
         await asyncio.sleep(SETTLE_SECONDS)  # what had arrived before the cancellation begins now
         deadline = time.monotonic() + grace.total_seconds()
-        while self._tasks and (left := deadline - time.monotonic()) > 0:
-            await asyncio.wait(set(self._tasks), timeout=left)
-        finished = not self._tasks
+        while (tasks := self._tasks()) and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(tasks, timeout=left)
+        finished = not self._tasks()
         await self._broker.stop()
         return finished
 
     @property
     def in_progress(self) -> int:
         """How many messages are being handled."""
-        return len(self._tasks)
+        return len(self._tasks())
+
+    def paused(self) -> dict[str, str]:
+        """The queues from which nothing is taken on purpose, and why."""
+        found = {each.queue.name: each.paused() for each in (consumer.subscription for consumer in self._consumers)}
+        return {queue: why for queue, why in found.items() if why is not None}
 
     async def connected(self) -> bool:
         """Whether the connection is up, with the channel of every consumer of this process."""
-        return all(map(_consuming, self._broker.subscribers)) and await self._broker.ping(timeout=2.0)
+        return all(consumer.connected for consumer in self._consumers) and await self._broker.ping(timeout=2.0)
 
-    async def _in_progress(self, handling: Awaitable[None]) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
-        try:
-            await handling
-        finally:
-            if task is not None:
-                self._tasks.discard(task)
+    def _tasks(self) -> set[asyncio.Task[None]]:
+        return {task for consumer in self._consumers for task in consumer.tasks}
 
 
 async def _undecoded(message: RabbitMessage) -> RabbitMessage:
@@ -115,22 +213,3 @@ def _queue(queue: Queue) -> RabbitQueue:
     arguments = {name: value for name, value in queue.all_arguments.items() if name != "x-queue-type"}
     quorum = cast("QuorumQueueArgs", arguments)
     return RabbitQueue(queue.name, durable=True, queue_type=QueueType.QUORUM, arguments=quorum)
-
-
-def _consumer(subscriber: object) -> tuple[Any, str] | None:
-    """A subscriber's queue and consumer tag, if it consumes over an open channel.
-
-    The two attributes are FastStream's own, without a public way to them; tests/integration hold this to them.
-    """
-    queue, tag = getattr(subscriber, "_queue_obj", None), getattr(subscriber, "_consumer_tag", None)
-    return (queue, tag) if queue is not None and tag is not None and not queue.channel.is_closed else None
-
-
-def _consuming(subscriber: object) -> bool:
-    return _consumer(subscriber) is not None
-
-
-async def _cancel(subscriber: object) -> None:
-    if consumer := _consumer(subscriber):
-        queue, tag = consumer
-        await queue.cancel(tag)

@@ -10,7 +10,8 @@ from typing import assert_never
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from domain.accept import Accepted, Duplicate, Rejected, Unmatched, Verdict
-from domain.deliver import Late, NotClaimed, Result, Settled
+from domain.audit import Kind
+from domain.deliver import HeldBack, Late, NotClaimed, Result, Settled
 from domain.delivery import Delivery
 from domain.sweep import Swept
 from domain.vocabulary import IN_FLIGHT, Channel, State
@@ -43,10 +44,19 @@ class Metrics:
             "not_claimed", "Work orders that somebody else had or had decided; harmless.", "channel", "why"
         )
         self._swept = counter("swept", "What was found overdue and driven on, by what was wrong.", "reason")
+        self._deleted = counter("deleted", "What was older than it is kept, by what it was.", "class")
         self._latency = histogram(
-            "event_to_sent_seconds", "From planning to the provider's acceptance.", _LATENCY_BUCKETS, "channel"
+            "event_to_sent_seconds", "From its arrival to the provider's acceptance.", _LATENCY_BUCKETS, "channel"
         )
         self._send = histogram("send_seconds", "One attempt, rendering included.", _SEND_BUCKETS, "channel", "provider")
+        self.paused = gauge(
+            "provider_paused",
+            "Processes that hand nothing to a provider, because it is at fault.",
+            "livesum",
+            "channel",
+            "provider",
+            "reason",
+        )
         self.in_flight = gauge("in_flight", "Messages in progress.", "livesum", "role")
         self._pending = gauge("deliveries_pending", "Deliveries that are not final.", "mostrecent", "channel", "state")
         self._failed = gauge(
@@ -55,8 +65,15 @@ class Metrics:
         self.dead = gauge("dead_letters", "Messages in the dead-letter queues.", "mostrecent", "channel")
         self.unrouted = gauge("unrouted_messages", "Messages that no queue took; not zero is a fault.", "mostrecent")
         self.overdue = gauge("oldest_overdue_seconds", "How long the most overdue delivery has been so.", "mostrecent")
+        self._planned = gauge("audit_planned", "Deliveries that accepted events were planned to have.", "mostrecent")
+        self._stored = gauge("audit_stored", "Deliveries that are stored, final or in flight.", "mostrecent")
+        self._exceptions = gauge(
+            "audit_exceptions", "Events and deliveries that are not accounted for.", "mostrecent", "kind"
+        )
+        self._audited_at = gauge("audit_timestamp_seconds", "When the last audit ended.", "mostrecent")
         self.up = gauge("up", "Whether a server answers this process.", "livemin", "server")
         self.ready = gauge("ready", "Processes that are connected and consuming.", "livesum")
+        self.tasks = gauge("tasks", "Tasks of the event loop; they come and go with the messages.", "livesum")
         self.heartbeat = gauge("heartbeat_timestamp_seconds", "When the slowest process last looked.", "livemin")
 
     def accepted(self, verdict: Verdict) -> None:
@@ -84,6 +101,8 @@ class Metrics:
             case Late(delivery, _, provider):
                 labels = (str(delivery.channel), provider, "late", str(delivery.reason))
                 self._attempts.labels(*labels).inc()
+            case HeldBack(delivery, _):
+                self._not_claimed.labels(str(delivery.channel), "paused").inc()
             case NotClaimed(delivery, why):
                 self._not_claimed.labels(str(delivery.channel), why).inc()
             case _:  # pragma: no cover
@@ -97,8 +116,14 @@ class Metrics:
             self._deliveries.labels(str(channel), "", str(state), str(why)).inc(count)
         if swept.faults:
             self._swept.labels("fault").inc(len(swept.faults))
-        if swept.events:
-            self._swept.labels("event").inc(swept.events)
+        for name, count in {"event": swept.events, "poison": swept.poison, "untold": swept.told}.items():
+            if count:
+                self._swept.labels(name).inc(count)
+
+    def deleted(self, counts: Mapping[str, int]) -> None:
+        """Count what retention has removed."""
+        for name, count in counts.items():
+            self._deleted.labels(name).inc(count)
 
     def standing(self, counts: Mapping[tuple[Channel, State], int], oldest: datetime | None) -> None:
         """Show what the database holds."""
@@ -109,6 +134,14 @@ class Metrics:
                 self._pending.labels(str(channel), str(state)).set(counts.get((channel, state), 0))
         overdue = (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
         self.overdue.set(max(0.0, overdue))
+
+    def audited(self, planned: int, stored: int, counts: Mapping[Kind, int], at: datetime) -> None:
+        """Show what the last audit has found."""
+        self._planned.set(planned)
+        self._stored.set(stored)
+        self._audited_at.set(at.timestamp())
+        for kind in Kind:  # also those that are none: what was shown cannot be taken back, only set
+            self._exceptions.labels(str(kind)).set(counts.get(kind, 0))
 
     def _settled(self, delivery: Delivery, provider: str, seconds: float) -> None:
         channel = str(delivery.channel)

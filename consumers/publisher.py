@@ -23,6 +23,7 @@ from domain.backoff import wait_out
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch
 from domain.event import Incoming
+from domain.ports import Waiting
 from domain.text import MAX_FAULTS, Fault
 from domain.vocabulary import Channel, Lane, Reason
 
@@ -86,6 +87,10 @@ class Publisher:
         """To the tier's exchange, under the key with which the broker hands it back to its channel."""
         await self._publish(retry_name(tier), _lane_key(job), codec.dispatch_body(job), codec.dispatch_headers(job))
 
+    async def relay(self, key: str, body: bytes, headers: dict[str, Any]) -> None:
+        """A work order that found no queue, to `notipy.channels` once more."""
+        await self._publish(CHANNELS, key, body, headers)
+
     async def park(self, job: Dispatch, reason: Reason, detail: str) -> None:
         """To `notipy.dead` under `<channel>`, with why in its headers."""
         headers = codec.dispatch_headers(job) | _why(reason, detail) | {codec.ATTEMPT: job.delivery.attempt}
@@ -120,10 +125,22 @@ class Publisher:
         """
         await self._publish(EVENTS, key, body, {}, message_id=message_id or "")
 
-    async def waiting(self, channel: Channel, lane: Lane) -> int:
+    async def waiting(self, channel: Channel, lane: Lane) -> Waiting:
         """By asking the broker; a queue that is gone has nothing waiting."""
-        counts = await self.counts(channel_queue(channel, lane))
-        return counts[0] if counts else 0
+        return Waiting(*(await self.counts(channel_queue(channel, lane)) or (0, 0)))
+
+    async def declare(self) -> None:
+        """Declare the topology anew: somebody has deleted a part of it, or the broker has lost it."""
+
+        async def once() -> None:
+            async with asyncio.timeout(CONFIRM_TIMEOUT):
+                channel = await self._connection.channel(publisher_confirms=False)
+                try:
+                    await self._topology.declare(channel)
+                finally:
+                    await channel.close()
+
+        await self._waited(once)
 
     async def counts(self, queue: str) -> tuple[int, int] | None:
         """The messages that wait in a queue and its consumers; None if there is no such queue."""

@@ -1,6 +1,7 @@
 """Runs the sweep round after round, in one process of many, and shows what stands."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 
@@ -37,6 +38,7 @@ class Sweeper:
         metrics: Metrics,
         now: Now,
         interval: timedelta,
+        route_again: Callable[[], Awaitable[int]],
     ) -> None:
         self._sweep = sweep
         self._leadership = leadership
@@ -45,6 +47,7 @@ class Sweeper:
         self._metrics = metrics
         self._now = now
         self._interval = interval
+        self._route_again = route_again
 
     async def run(self) -> None:
         """Round after round; gives the lead up when it is cancelled."""
@@ -73,6 +76,8 @@ class Sweeper:
             log.info("sweeper.round", events=swept.events, **found)
         for place in swept.faults:
             log.error("sweeper.fault", place=place)
+        if routed := await self._route_again():
+            log.info("sweeper.routed", messages=routed)
 
     async def _show(self) -> None:
         self._metrics.standing(await self._deliveries.count_by_state(), await self._deliveries.oldest_due())

@@ -107,6 +107,11 @@ class Topology:
             *self._retry_queues(),
         )
 
+    @property
+    def channel_keys(self) -> frozenset[str]:
+        """The routing keys under which `notipy.channels` has a queue."""
+        return frozenset(f"{channel}.{lane}" for channel in self.channels for lane in Lane)
+
     def queue(self, name: str) -> Queue:
         """The queue of this name."""
         return next(queue for queue in self.queues if queue.name == name)

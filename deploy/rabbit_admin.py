@@ -41,6 +41,11 @@ class RabbitAdmin:
         """Delete a virtual host with all that is in it, closing its connections; harmless if it does not exist."""
         self._delete("vhosts", name)
 
+    def set_policy(self, vhost: str, name: str, pattern: str, definition: dict[str, Any]) -> None:
+        """Set a policy on the queues of a virtual host whose names match."""
+        body = {"pattern": pattern, "definition": definition, "apply-to": "queues"}
+        self._call("PUT", "policies", vhost, name, body=body)
+
     def queues(self, vhost: str) -> list[dict[str, Any]]:
         """Queues of a virtual host, as the interface describes them."""
         return self._list("queues", vhost)
@@ -67,14 +72,15 @@ class RabbitAdmin:
             if error.code != _NOT_FOUND:
                 raise
 
-    def _call(self, method: str, *path: str) -> bytes:
+    def _call(self, method: str, *path: str, body: dict[str, Any] | None = None) -> bytes:
         url = "/".join([self._base, *(quote(part, safe="") for part in path)])
         headers = {"Authorization": self._authorization, "Content-Type": "application/json"}
-        request = urllib.request.Request(url, method=method, headers=headers)  # noqa: S310 - http to loopback only
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, method=method, headers=headers)  # noqa: S310 - http to loopback only
         try:
             with self._opener.open(request, timeout=self._timeout) as response:
-                body: bytes = response.read()
-                return body
+                answer: bytes = response.read()
+                return answer
         except urllib.error.HTTPError as error:
             error.close()  # its socket
             raise

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import TypeVar
 
@@ -92,14 +92,19 @@ class Accept:
         notifications = () if event.content else tuple(self.catalog.matching(event.topic))
         stored = self._stored(event, notifications)
         if await self.events.add(stored, self.now() + self.overdue):
-            return await self._carry_out(event, notifications)
+            return await self._carry_out(event, notifications, stored.received_at)
         return await self._again(event, incoming)
 
     async def resume(self, stored: StoredEvent) -> Verdict:
-        """Complete an event whose planning was cut short, with the versions that it pinned."""
+        """Complete an event whose planning was cut short, with the versions that it pinned.
+
+        What is stored of its deliveries already stays as it is: one that has moved on since is not started again.
+        """
         event = await asyncio.to_thread(read_event, stored)
         pinned = [await self.catalog.version(name, version) for name, version in stored.plan]
-        return await self._carry_out(event, [notification for notification in pinned if notification])
+        known = frozenset(await self.deliveries.ids_of_event(stored.key))
+        notifications = [notification for notification in pinned if notification]
+        return await self._carry_out(event, notifications, stored.received_at, known)
 
     async def _parse(self, incoming: Incoming) -> Event:
         if len(incoming.body) > THREAD_ABOVE:
@@ -128,16 +133,29 @@ class Accept:
             token=unique_token(),
         )
 
-    async def _carry_out(self, event: Event, notifications: Sequence[Notification]) -> Verdict:
+    async def _carry_out(
+        self,
+        event: Event,
+        notifications: Sequence[Notification],
+        received_at: datetime,
+        known: frozenset[str] = frozenset(),
+    ) -> Verdict:
         planned, data = 0, travelling(event)
         final: Counter[tuple[Channel, State, Reason]] = Counter()
-        for batch in batches(self.planner.plan(event, notifications, self.now()), BATCH):
+        for batch in batches(self.planner.plan(event, notifications, received_at, self.now()), BATCH):
             await self.deliveries.add(batch)
-            await asyncio.gather(*(self._start(delivery, data) for delivery in batch))
+            untouched = await self._untouched(batch, known) if known else batch
+            await asyncio.gather(*(self._start(delivery, data) for delivery in untouched))
             planned += len(batch)
-            final.update((each.channel, each.state, each.reason) for each in batch if each.state.final)
+            final.update((each.channel, each.state, each.reason) for each in untouched if each.state.final)
         await self.events.settle(event.key, EventState.PLANNED if planned else EventState.UNMATCHED, planned)
         return Accepted(event, planned, final) if planned else Unmatched(event)
+
+    async def _untouched(self, batch: Sequence[Delivery], known: frozenset[str]) -> Sequence[Delivery]:
+        """Those of a batch to which nothing has happened since they were planned, as they are stored."""
+        read = await asyncio.gather(*(self.deliveries.get(each.id) for each in batch if each.id in known))
+        stored = [delivery for delivery in read if delivery is not None and len(delivery.history) == 1]
+        return [*stored, *(delivery for delivery in batch if delivery.id not in known)]
 
     async def _start(self, delivery: Delivery, event: EventData | None) -> None:
         if delivery.state is State.QUEUED:

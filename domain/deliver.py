@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any, assert_never
 
+from domain.circuit import Circuit
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch, EventData
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome, place_of
@@ -52,7 +53,15 @@ class Late:
     provider: str
 
 
-Result = Settled | NotClaimed | Late
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """Nothing was attempted: the provider is paused, and the delivery is held until it is asked again."""
+
+    delivery: Delivery
+    provider: str
+
+
+Result = Settled | NotClaimed | Late | HeldBack
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,7 @@ class Deliver:
     Attributes:
         lease: how long a claim holds; longer than the slowest send.
         overdue: how long after it should have happened the sweeper looks after a queued or retrying delivery.
+        circuit: whether the provider is used at all.
         reading: large events that were read for their deliveries, the last few of them.
     """
 
@@ -78,13 +88,35 @@ class Deliver:
     now: Now
     lease: timedelta
     overdue: timedelta
+    circuit: Circuit
     rng: Random = field(default_factory=Random)
     reading: dict[str, "asyncio.Future[EventData]"] = field(default_factory=dict)
 
     async def __call__(self, job: Dispatch, *, redelivered: bool = False) -> Result:
-        """Make one attempt, if it can be claimed."""
+        """Make one attempt, if the provider is used and the attempt can be claimed."""
+        passage = await self.circuit.admission()
+        if passage.paused:
+            return await self._hold_back(job, redelivered)
+        with self.circuit.passing(passage):
+            return await self._make(job, redelivered)
+
+    async def _hold_back(self, job: Dispatch, redelivered: bool) -> Result:
+        """Wait in the database for as long as the provider is left alone at least; no attempt is claimed."""
+        circuit, before = self.circuit, job.delivery
+        change = replace(
+            self._change(job, State.HELD, self.now(), Reason.PROVIDER_PAUSED, f"{circuit.why}: {circuit.detail}"),
+            attempt=before.attempt,
+        )
+        held = before.changed(change, circuit.until or change.at)
+        if not await self.deliveries.record(held, before.attempt, [change]):
+            return await self._not_claimed(job, redelivered)
+        await self.queue.status(held, change)
+        return HeldBack(held, self.provider.name)
+
+    async def _make(self, job: Dispatch, redelivered: bool) -> Result:
+        """Claim → render → send → classify → record → settle."""
         claim = self._claim(job)
-        if not await self.deliveries.claim(claim):
+        if not (await self._still_due(job) and await self.deliveries.claim(claim)):
             return await self._not_claimed(job, redelivered)
         started = self.now()
         outcome = await self._attempt(job, started, claim.claimed_at + self.lease * SEND_SHARE)
@@ -98,6 +130,20 @@ class Deliver:
         await self._settle(job, delivery, changes)
         return Settled(delivery, outcome, self.provider.name, (ended - started).total_seconds())
 
+    async def _still_due(self, job: Dispatch) -> bool:
+        """Whether a stale order is still to be carried out; the claims that would tell may have been deleted.
+
+        The lease has begun: what takes longer than that between this look and the send is not sent.
+        """
+        if not job.stale(self.now()):
+            return True
+        stored = await self.deliveries.get(job.delivery.id)
+        return (
+            stored is not None
+            and not stored.state.final
+            and (stored.epoch, stored.attempt) == (job.delivery.epoch, job.attempt - 1)
+        )
+
     def _claim(self, job: Dispatch) -> Claim:
         now = self.now()
         return Claim(job.delivery.claim_id(job.attempt), unique_token(), now, now + self.lease)
@@ -107,14 +153,34 @@ class Deliver:
         if expires is not None and expires <= now:
             return Expired(f"its time was over at {expires.isoformat()}")
         try:
-            return Sent(await self._send(await self._render(job, deadline), deadline))
+            message = await self._render(job, deadline)
+            answer = await self._send(message, deadline)
         except DeliveryFailure as failure:
-            return self.policy.next_attempt(job.attempt, failure, self.now(), self.rng)
+            return self._failed(job, failure)
+        return Sent(answer)
+
+    def _failed(self, job: Dispatch, failure: DeliveryFailure) -> Outcome:
+        """What follows from a failure: the policy's answer, unless the provider alone is to blame."""
+        if self.circuit.forgives(failure):
+            detail = f"{failure.detail}; the attempt does not count"
+            return Hold(failure.reason, detail, self.circuit.until or self.now(), forgiven=True)
+        return self.policy.next_attempt(job.attempt - job.delivery.forgiven, failure, self.now(), self.rng)
 
     async def _send(self, message: Message, deadline: datetime) -> str:
+        """Send, and tell the circuit how that went."""
+        left = self._left(deadline)
+        try:
+            answer = await self._send_within(message, left)
+        except DeliveryFailure as failure:
+            self.circuit.ended(failure)
+            raise
+        self.circuit.ended(None)
+        return answer
+
+    async def _send_within(self, message: Message, seconds: float) -> str:
         """Send within the lease: a provider that takes longer is cut off, its outcome unknown."""
         try:
-            async with asyncio.timeout(self._left(deadline)):
+            async with asyncio.timeout(seconds):
                 return await self.provider.send(message)
         except DeliveryFailure:
             raise
@@ -192,6 +258,8 @@ class Deliver:
             changes.append(sending)
         change, due_at = self._outcome_change(job, outcome, ended)
         changes.append(change)
+        if isinstance(outcome, Hold) and outcome.forgiven:
+            delivery = replace(delivery, forgiven=delivery.forgiven + 1)
         return replace(delivery.changed(change, due_at), history=(*delivery.history, *changes)), changes
 
     def _outcome_change(self, job: Dispatch, outcome: Outcome, at: datetime) -> tuple[Change, datetime | None]:

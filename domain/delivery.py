@@ -58,7 +58,9 @@ class Delivery:
         event_key: the event in the database; `event_id` is the producer's.
         epoch: 1, and one more with each replay; attempts are counted within it.
         attempt: the last attempt of this epoch whose outcome is on record; 0 before the first.
+        forgiven: how many of this epoch's attempts do not count, because the provider was at fault and paused.
         due_at: when the sweeper looks after it, if nobody has by then; None once final.
+        tell_at: when the sweeper tells of the final state, if whoever recorded it has not been able to; None once told.
         possible_duplicate: an attempt with unknown outcome was followed by another.
     """
 
@@ -79,9 +81,11 @@ class Delivery:
     updated_at: datetime
     epoch: int = 1
     attempt: int = 0
+    forgiven: int = 0
     detail: str | None = None
     provider: str | None = None
     due_at: datetime | None = None
+    tell_at: datetime | None = None
     expires_at: datetime | None = None
     possible_duplicate: bool = False
     history: tuple[Change, ...] = ()
@@ -107,7 +111,9 @@ class Delivery:
             epoch=change.epoch,
             attempt=change.attempt,
             provider=change.provider or self.provider,
+            forgiven=self.forgiven if change.epoch == self.epoch else 0,
             due_at=due_at,
+            tell_at=None,
             updated_at=change.at,
             possible_duplicate=self.possible_duplicate or change.possible_duplicate,
             history=(*self.history, change),

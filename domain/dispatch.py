@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic_core import to_json
@@ -13,6 +13,11 @@ from domain.vocabulary import Channel
 
 INLINE_LIMIT = 16 * 1024
 """Bytes of data and content up to which they travel in each dispatch; larger ones are read from the database once."""
+STALE_AFTER = timedelta(hours=12)
+"""Age at which an order is not believed: a queue that nobody consumes, or a person with the management UI, can keep
+one for ever, and by then its delivery may be final and the claims that tell of it deleted. A younger order needs no
+look: its delivery was not final when it was written, and claims are kept for twice as long after the end
+(`config.settings.RETENTION_LEAST`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,10 @@ class Dispatch:
     delivery: Delivery
     attempt: int
     event: EventData | None
+
+    def stale(self, now: datetime) -> bool:
+        """Whether the delivery may have ended, and its claims been deleted, since this was written."""
+        return now - self.delivery.updated_at >= STALE_AFTER
 
     def again(self, delivery: Delivery) -> "Dispatch":
         """The next attempt after what is now on record."""

@@ -11,17 +11,31 @@ from domain.vocabulary import Reason
 
 
 class DeliveryFailure(Exception):
-    """A send that failed: a reason for machines and a detail for people (never an address or content)."""
+    """A send that failed: a reason for machines and a detail for people (never an address or content).
 
-    def __init__(self, reason: Reason, detail: str, *, retry_after: timedelta | None = None) -> None:
+    Attributes:
+        retry_after: how long the provider asked to be left alone.
+        provider_fault: the provider, or the way to it, is at fault and whoever the recipient is would meet the same:
+            it counts towards the provider's circuit (`domain.circuit`).
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        retry_after: timedelta | None = None,
+        provider_fault: bool = False,
+    ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
         self.retry_after = retry_after
+        self.provider_fault = provider_fault
 
 
 class TransientFailure(DeliveryFailure):
-    """Another attempt may succeed. `retry_after`: how long the provider asked to be left alone."""
+    """Another attempt may succeed."""
 
 
 class PermanentFailure(DeliveryFailure):

@@ -1,12 +1,12 @@
 """What an operator or a service does to deliveries: replay, drop, cancel."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from domain.delivery import Change, Delivery
 from domain.dispatch import EventData, dispatch_of, travelling
-from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now
+from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now, Purpose
 from domain.stored import read_event
 from domain.token import unique_token
 from domain.vocabulary import REPLAYABLE, Reason, State
@@ -59,11 +59,10 @@ class Operate:
         if delivery.state not in REPLAYABLE:
             return Refused(f"it is {delivery.state}; only {' and '.join(REPLAYABLE)} ones are dropped")
         change = Change(State.CANCELLED, self.now(), Reason.DROPPED, delivery.epoch, delivery.attempt)
-        after = delivery.changed(change, None)
+        after = self._final(delivery, change)
         if not await self.deliveries.reopen(delivery, after, change):
             return Refused("somebody else has just replayed or dropped it")
-        await self.queue.status(after, change)
-        return after
+        return await self._tell(after, change)
 
     async def cancel(self, delivery_id: str) -> Delivery | Refused:
         """Stop a delivery that is not being sent, by winning its next attempt before a consumer does."""
@@ -73,15 +72,36 @@ class Operate:
         if delivery.state.final:
             return Refused(f"it is {delivery.state} already")
         now = self.now()
-        claim = Claim(delivery.claim_id(delivery.attempt + 1), unique_token(), now, now + self.lease)
+        claim = Claim(delivery.claim_id(delivery.attempt + 1), unique_token(), now, now + self.lease, Purpose.CANCEL)
         if not await self.deliveries.claim(claim):
             return Refused("it is being sent at this moment")
         change = Change(State.CANCELLED, now, Reason.CANCELLED, delivery.epoch, delivery.attempt)
+        after = self._final(delivery, change)
+        if not await self.deliveries.record(after, delivery.attempt, [change]):
+            return Refused("it has just been decided otherwise")
+        return await self._tell(after, change)
+
+    async def poisoned(self, delivery_id: str) -> Delivery | Refused:
+        """Give up a delivery whose work order ends its consumer; the order itself has been parked."""
+        delivery = await self.deliveries.get(delivery_id)
+        if delivery is None or delivery.state.final:
+            return Refused("there is no such delivery, or it is final")
+        detail = "its work order ended the process that took it, again and again"
+        change = Change(State.FAILED, self.now(), Reason.POISON, delivery.epoch, delivery.attempt, detail=detail)
         after = delivery.changed(change, None)
         if not await self.deliveries.record(after, delivery.attempt, [change]):
             return Refused("it has just been decided otherwise")
         await self.queue.status(after, change)
         return after
+
+    def _final(self, delivery: Delivery, change: Change) -> Delivery:
+        """Told by the sweeper, should this process end before it has done so."""
+        return replace(delivery.changed(change, None), tell_at=change.at + self.overdue)
+
+    async def _tell(self, delivery: Delivery, change: Change) -> Delivery:
+        await self.queue.status(delivery, change)
+        await self.deliveries.told(delivery)
+        return replace(delivery, tell_at=None)
 
     async def _event(self, key: str) -> EventData | Refused | None:
         """What travels of an event: read once for all of its deliveries that are replayed one after the other."""

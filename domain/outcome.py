@@ -26,12 +26,16 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """It failed and waits in the database until `at`, longer than any retry queue."""
+    """It failed and waits in the database until `at`: longer than any retry queue, or for its provider.
+
+    `forgiven`: it does not count against the attempts of the policy.
+    """
 
     reason: Reason
     detail: str
     at: datetime
     possible_duplicate: bool = False
+    forgiven: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,14 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class When:
+    """When the event was received, and when it is planned: later, where a process died in between."""
+
+    received_at: datetime
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Planner:
     """Plans deliveries.
 
@@ -46,13 +54,20 @@ class Planner:
     configured: frozenset[Channel]
     overdue: timedelta
 
-    def plan(self, event: Event, notifications: Sequence[Notification], now: datetime) -> Iterator[Delivery]:
-        """Each delivery of the event, one by one: memory does not grow with the number of recipients."""
+    def plan(
+        self, event: Event, notifications: Sequence[Notification], received_at: datetime, now: datetime
+    ) -> Iterator[Delivery]:
+        """Each delivery of the event, one by one: memory does not grow with the number of recipients.
+
+        A delivery is created when its event was received, whenever that is planned, so that the sums of any span of
+        time agree (`domain/audit.py`). What is due, and what is too late, is decided by `now`.
+        """
+        when = When(received_at, now)
         for source in sources(event, notifications):
             verdicts = {channel: self._verdict(event, source, channel, now) for channel in source.channels}
             seen: set[str] = set()
             for recipient in event.recipients:
-                for delivery in self._for_recipient(event, source, verdicts, recipient, now):
+                for delivery in self._for_recipient(event, source, verdicts, recipient, when):
                     if delivery.id not in seen:
                         seen.add(delivery.id)
                         yield delivery
@@ -63,11 +78,11 @@ class Planner:
         source: Source,
         verdicts: Mapping[Channel, Verdict],
         recipient: Recipient | FaultyRecipient,
-        now: datetime,
+        when: When,
     ) -> Iterator[Delivery]:
         for channel, verdict in verdicts.items():
             own = _reachable(recipient, channel) or verdict
-            yield self._delivery(event, source, channel, own, recipient, now)
+            yield self._delivery(event, source, channel, own, recipient, when)
 
     def _delivery(
         self,
@@ -76,7 +91,7 @@ class Planner:
         channel: Channel,
         verdict: Verdict,
         recipient: Recipient | FaultyRecipient,
-        now: datetime,
+        when: When,
     ) -> Delivery:
         usable = recipient.usable if isinstance(recipient, FaultyRecipient) else recipient
         expires = expiry(event, source)
@@ -94,12 +109,12 @@ class Planner:
             recipient_key=recipient.key,
             state=verdict.state,
             reason=verdict.reason,
-            created_at=now,
-            updated_at=now,
+            created_at=when.received_at,
+            updated_at=when.now,
             expires_at=expires,
         )
-        change = Change(verdict.state, now, verdict.reason, epoch=1, attempt=0, detail=verdict.detail)
-        return delivery.changed(change, self._due(event, verdict.state, expires, now))
+        change = Change(verdict.state, when.now, verdict.reason, epoch=1, attempt=0, detail=verdict.detail)
+        return delivery.changed(change, self._due(event, verdict.state, expires, when.now))
 
     def _due(self, event: Event, state: State, expires: datetime | None, now: datetime) -> datetime | None:
         if state.final:

@@ -7,6 +7,7 @@ awaits holds its message un-acknowledged, which is what stops the flow.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any, Protocol
 
 from domain.delivery import Change, Delivery
@@ -32,6 +33,7 @@ class StoredEvent:
 
     Attributes:
         plan: the names and versions that its deliveries pin.
+        resumed: how often the sweeper has taken up its planning.
         token: of the writer that added it.
     """
 
@@ -46,6 +48,7 @@ class StoredEvent:
     plan: tuple[tuple[str, int], ...]
     planned: int = 0
     token: str = ""
+    resumed: int = 0
 
 
 class Events(Protocol):
@@ -71,18 +74,33 @@ class Events(Protocol):
         ...
 
     async def postpone(self, key: str, due_at: datetime) -> None:
-        """Look again later."""
+        """Look again later, and count that it was taken up."""
         ...
+
+
+class Purpose(StrEnum):
+    """What an attempt is claimed for."""
+
+    SEND = "send"
+    CANCEL = "cancel"
+    EXPIRE = "expire"
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An attempt that somebody has won. `token` tells the winner's own claim from another's."""
+    """An attempt that somebody has won.
+
+    Attributes:
+        token: tells the winner's own claim from another's.
+        purpose: what it was won for. Nothing was sent under a claim for another purpose than sending, so that one
+            whose owner has died leaves no doubt.
+    """
 
     id: str
     token: str
     claimed_at: datetime
     lease_until: datetime
+    purpose: Purpose = Purpose.SEND
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +159,14 @@ class Deliveries(Protocol):
         """Look again at `due_at`, unless somebody has set another time since the delivery was read."""
         ...
 
+    async def untold(self, now: datetime, limit: int) -> Sequence[Delivery]:
+        """Final ones whose `tell_at` has passed: whoever recorded their end has not been able to tell of it."""
+        ...
+
+    async def told(self, delivery: Delivery) -> None:
+        """Its end is told: `tell_at` is no more, unless it has changed since the delivery was read."""
+        ...
+
     async def reopen(self, before: Delivery, after: Delivery, change: Change) -> bool:
         """Move a final delivery on, if it still stands in the state and epoch of `before`: one caller wins."""
         ...
@@ -160,6 +186,14 @@ class Catalog(Protocol):
     async def version(self, name: str, version: int) -> Notification | None:
         """One immutable version, also one that is no longer in force."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A queue as the broker counts it."""
+
+    messages: int
+    consumers: int
 
 
 class DispatchQueue(Protocol):
@@ -185,8 +219,8 @@ class DispatchQueue(Protocol):
         """Tell whoever listens, if settings say that this kind of change is told."""
         ...
 
-    async def waiting(self, channel: Channel, lane: Lane) -> int:
-        """How many messages wait in a channel's queue."""
+    async def waiting(self, channel: Channel, lane: Lane) -> Waiting:
+        """What waits in a channel's queue, and who takes it."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import Random
@@ -12,11 +12,12 @@ from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch, EventData, dispatch_of, travelling
 from domain.failures import UnknownOutcome, place_of
 from domain.outcome import Failed, Unknown
-from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now
+from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now, Purpose, StoredEvent, Waiting
 from domain.retry import RetryPolicy
-from domain.stored import read_event
+from domain.stored import as_received, read_event
+from domain.text import Fault
 from domain.token import unique_token
-from domain.vocabulary import Channel, Lane, Reason, State
+from domain.vocabulary import Channel, EventState, Lane, Reason, State
 
 BATCH = 500
 EVENTS_BATCH = 20
@@ -25,6 +26,13 @@ GIVE_UP_AFTER = timedelta(days=1)
 """How long a delivery that our own code cannot drive on is tried."""
 PATIENCE = 4
 """A delivery whose queue is not empty is presumed to wait in it for this many times `overdue`."""
+LONGEST_PATIENCE = timedelta(hours=1)
+"""Between two looks at a delivery that is presumed to wait in its queue."""
+RESUMPTIONS = 5
+"""An event whose planning was taken up so often and never completed ends the process that plans it: it is parked."""
+RECORDING = timedelta(seconds=10)
+"""How long after an outage of the database a claim counts as live: its owner repeats its write every few seconds
+(`domain.backoff.LONGEST_WAIT`), and has not died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +41,24 @@ class Swept:
 
     Attributes:
         events: how many were resumed.
+        poison: how many of them were parked, because planning them ends the process.
         deliveries: how many were driven on, by the reason that they were given.
         final: those of them that are final now.
         faults: places in our own code where one of them could not be driven on; it is tried again later.
+        told: final deliveries whose end was told, because whoever recorded it had not been able to.
     """
 
     events: int
     deliveries: Mapping[Reason, int]
     final: Mapping[tuple[Channel, State, Reason], int]
     faults: Sequence[str]
+    poison: int = 0
+    told: int = 0
 
     @property
     def idle(self) -> bool:
         """Nothing was due."""
-        return not (self.events or self.deliveries or self.faults)
+        return not (self.events or self.deliveries or self.faults or self.told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +79,11 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Drives on what is overdue. Running it in several places at once is wasteful, never wrong."""
+    """Drives on what is overdue. Running it in several places at once is wasteful, never wrong.
+
+    Attributes:
+        outage_ended: when the database was back after its last outage; None if there was none.
+    """
 
     events: Events
     deliveries: Deliveries
@@ -78,16 +94,17 @@ class Sweep:
     overdue: timedelta
     lease: timedelta
     rng: Random = field(default_factory=Random)
+    outage_ended: Callable[[], datetime | None] = lambda: None
 
     async def __call__(self) -> Swept:
-        """One round: events that were not planned to the end, then deliveries that are due.
+        """One round: events that were not planned to the end, deliveries that are due, ends that nobody was told of.
 
         What cannot be driven on is told and tried again later; it does not stop the others.
         """
         faults: list[str] = []
-        events = await self._events(faults)
+        events, poison = await self._events(faults)
         found: list[Driven] = []
-        waiting: dict[tuple[Channel, Lane], int] = {}
+        waiting: dict[tuple[Channel, Lane], Waiting] = {}
         while batch := await self.deliveries.due(self.now(), BATCH):
             found += await self._batch(batch, waiting, faults)
             if len(batch) < BATCH:
@@ -97,20 +114,47 @@ class Sweep:
             Counter(driven.reason for driven in found),
             Counter((driven.channel, driven.state, driven.reason) for driven in found if driven.state.final),
             faults,
+            poison,
+            await self._tell(),
         )
 
-    async def _events(self, faults: list[str]) -> int:
+    async def _events(self, faults: list[str]) -> tuple[int, int]:
+        """One after the other, each marked before it is taken up: so that one which ends this process is known."""
         due = await self.events.due(self.now(), EVENTS_BATCH)
+        poison = [stored for stored in due if stored.resumed >= RESUMPTIONS]
         for stored in due:
             await self.events.postpone(stored.key, self.now() + max(self.overdue, self.now() - stored.received_at))
             try:
-                await self.accept.resume(stored)
+                await (self._park_event(stored) if stored in poison else self.accept.resume(stored))
             except Exception as error:  # noqa: BLE001 - told, and tried again; the others go on
                 faults.append(place_of(error))
-        return len(due)
+        return len(due), len(poison)
+
+    async def _park_event(self, stored: StoredEvent) -> None:
+        """Park it as `poison`; those of its deliveries that are stored go their way."""
+        fault = Fault(
+            "", f"its planning was taken up {stored.resumed} times and never completed: it may end its process"
+        )
+        await self.queue.reject(as_received(stored), Reason.POISON, [fault])
+        planned = len(await self.deliveries.ids_of_event(stored.key))
+        await self.events.settle(stored.key, EventState.FAILED, planned)
+
+    async def _tell(self) -> int:
+        """Repeat what a process that ended between its record and its publishes has left undone."""
+        untold = await self.deliveries.untold(self.now(), BATCH)
+        for delivery in untold:
+            await self._told(delivery)
+        return len(untold)
+
+    async def _told(self, delivery: Delivery) -> None:
+        change = delivery.history[-1]
+        if delivery.state is State.FAILED:
+            await self.queue.park(Dispatch(delivery, delivery.attempt, None), change.reason, change.detail or "")
+        await self.queue.status(delivery, change)
+        await self.deliveries.told(delivery)
 
     async def _batch(
-        self, batch: Sequence[Delivery], waiting: dict[tuple[Channel, Lane], int], faults: list[str]
+        self, batch: Sequence[Delivery], waiting: dict[tuple[Channel, Lane], Waiting], faults: list[str]
     ) -> list[Driven]:
         claims = await self.deliveries.claims([delivery.claim_id(delivery.attempt + 1) for delivery in batch])
         await self._look(batch, waiting)
@@ -146,14 +190,16 @@ class Sweep:
         except Exception as error:  # noqa: BLE001 - handed to its deliveries
             return error
 
-    async def _look(self, batch: Sequence[Delivery], waiting: dict[tuple[Channel, Lane], int]) -> None:
+    async def _look(self, batch: Sequence[Delivery], waiting: dict[tuple[Channel, Lane], Waiting]) -> None:
         """Learn how full the queues are; once a round, for what the round itself dispatches fills them."""
         for delivery in batch:
             lane = (delivery.channel, delivery.lane)
             if lane not in waiting:
                 waiting[lane] = await self.queue.waiting(*lane)
 
-    async def _one(self, delivery: Delivery, claim: Claim | None, event: Found | None, waiting: int) -> Delivery | None:
+    async def _one(
+        self, delivery: Delivery, claim: Claim | None, event: Found | None, waiting: Waiting
+    ) -> Delivery | None:
         """Drive one overdue delivery on; returns what it is now, None if it is left to wait."""
         now = self.now()
         if claim is not None:
@@ -170,16 +216,17 @@ class Sweep:
             return await self._release(delivery, event, now)
         return await self._redrive(delivery, event, waiting, now)
 
-    async def _redrive(self, delivery: Delivery, event: Found, waiting: int, now: datetime) -> Delivery | None:
-        """Dispatch it again, unless it may well stand in its queue still.
+    async def _redrive(self, delivery: Delivery, event: Found, waiting: Waiting, now: datetime) -> Delivery | None:
+        """Dispatch it again, unless it may well stand in its queue still; certainly so while nobody takes from it.
 
         The next look comes after as long as it has waited already, so that a long backlog is not multiplied.
         """
         age = now - delivery.updated_at
-        patient = waiting > 0 and age < self.overdue * PATIENCE
+        patient = waiting.messages > 0 and (not waiting.consumers or age < self.overdue * PATIENCE)
         if not patient:
             await self.queue.dispatch(dispatch_of(delivery, event.data))
-        await self.deliveries.postpone(delivery, now + max(self.overdue, age if waiting else self.overdue))
+        pause = min(age, LONGEST_PATIENCE) if waiting.messages else self.overdue
+        await self.deliveries.postpone(delivery, now + max(self.overdue, pause))
         return None if patient else replace(delivery, reason=Reason.REDRIVEN)
 
     async def _release(self, delivery: Delivery, event: Found, now: datetime) -> Delivery:
@@ -194,21 +241,38 @@ class Sweep:
         """Expire it under a claim, so that nobody sends it at the same moment."""
         if not await self.deliveries.claim(_own_claim(delivery, now, self.lease)):
             return None
+        return await self._expired(delivery, now)
+
+    async def _expired(self, delivery: Delivery, now: datetime) -> Delivery | None:
         detail = f"its time was over at {delivery.expires_at}"
         change = Change(State.EXPIRED, now, Reason.EXPIRED, delivery.epoch, delivery.attempt, detail=detail)
         return await self._record(delivery, change, None)
 
     async def _claimed(self, delivery: Delivery, claim: Claim, event: Found | None, now: datetime) -> Delivery | None:
         """Somebody is on it, or was: a lease that has run out leaves an attempt with unknown outcome."""
-        if claim.lease_until > now:
-            await self.deliveries.postpone(delivery, claim.lease_until)
+        live_until = self._live_until(claim)
+        if live_until > now:
+            await self.deliveries.postpone(delivery, live_until)
             return None
+        if claim.purpose is Purpose.EXPIRE:
+            return await self._expired(delivery, now)
+        if claim.purpose is Purpose.CANCEL:
+            cancelled = Change(State.CANCELLED, now, Reason.CANCELLED, delivery.epoch, delivery.attempt)
+            return await self._record(delivery, cancelled, None)
         attempt = delivery.attempt + 1
         lost = UnknownOutcome(Reason.OUTCOME_UNKNOWN, "the consumer that had claimed it did not record an outcome")
-        outcome = self.policies.get(delivery.channel, RetryPolicy()).next_attempt(attempt, lost, now, self.rng)
+        policy = self.policies.get(delivery.channel, RetryPolicy())
+        outcome = policy.next_attempt(attempt - delivery.forgiven, lost, now, self.rng)
+        if isinstance(outcome, Failed) and _every_attempt_lost(delivery):
+            outcome = replace(outcome, reason=Reason.POISON)
         if isinstance(outcome, Failed | Unknown):
             return await self._conclude(delivery, outcome, attempt)
         return await self._again(delivery, event, attempt)
+
+    def _live_until(self, claim: Claim) -> datetime:
+        """The end of its lease; later if the database was away, for then its owner may still be about to record."""
+        ended = self.outage_ended()
+        return max(claim.lease_until, ended + RECORDING) if ended else claim.lease_until
 
     async def _again(self, delivery: Delivery, event: Found | None, attempt: int) -> Delivery | None:
         """At once: its lease was wait enough."""
@@ -238,18 +302,26 @@ class Sweep:
             detail=outcome.detail,
             possible_duplicate=isinstance(outcome, Failed) and outcome.possible_duplicate,
         )
-        after = await self._record(delivery, change, None)
-        if after is not None and failed:
-            await self.queue.park(Dispatch(after, attempt, None), change.reason, change.detail or "")
-        return after
+        return await self._record(delivery, change, None)
 
     async def _record(self, delivery: Delivery, change: Change, due_at: datetime | None) -> Delivery | None:
         after = delivery.changed(change, due_at)
+        if after.state.final:
+            after = replace(after, tell_at=change.at + self.overdue)
         if not await self.deliveries.record(after, delivery.attempt, [change]):
             return None
-        await self.queue.status(after, change)
+        if after.state.final:
+            await self._told(after)
+        else:
+            await self.queue.status(after, change)
         return after
 
 
 def _own_claim(delivery: Delivery, now: datetime, lease: timedelta) -> Claim:
-    return Claim(delivery.claim_id(delivery.attempt + 1), unique_token(), now, now + lease)
+    return Claim(delivery.claim_id(delivery.attempt + 1), unique_token(), now, now + lease, Purpose.EXPIRE)
+
+
+def _every_attempt_lost(delivery: Delivery) -> bool:
+    """Whether no attempt of this epoch but ended with its process: the delivery itself may be what ends it."""
+    own = [change for change in delivery.history if change.epoch == delivery.epoch and change.attempt > 0]
+    return len(own) > 1 and all(change.reason is Reason.OUTCOME_UNKNOWN for change in own)

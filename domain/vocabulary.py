@@ -72,6 +72,8 @@ class EventState(StrEnum):
     """Every delivery is stored and dispatched."""
     UNMATCHED = "unmatched"
     """No notification is on it and it carries no content: nobody is told."""
+    FAILED = "failed"
+    """Planning it ended its process again and again; parked in `notipy.dead.events` as `poison`."""
 
 
 class Reason(StrEnum):
@@ -85,6 +87,7 @@ class Reason(StrEnum):
     SCHEDULED = "scheduled"
     BACKOFF = "backoff"
     CLAIMED = "claimed"
+    PROVIDER_PAUSED = "provider_paused"
     # final, good
     ACCEPTED = "accepted"
     # the provider or the way to it: worth another attempt

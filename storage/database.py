@@ -1,7 +1,9 @@
 """The connection to MongoDB, its indexes, and how an outage is waited out."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from bson.codec_options import CodecOptions
@@ -28,11 +30,26 @@ INDEXES: dict[str, list[IndexModel]] = {
     "events": [
         # the sweeper's: only events whose planning is not complete are in it
         IndexModel([("due_at", ASCENDING)], name="due_at", partialFilterExpression={"due_at": {"$exists": True}}),
+        # retention's and the audit's, which look through them without reading their bodies
+        IndexModel(
+            [("received_at", ASCENDING), ("_id", ASCENDING), ("state", ASCENDING), ("planned", ASCENDING)],
+            name="received",
+        ),
     ],
     "deliveries": [
         # the sweeper's: only deliveries that are not final are in it
         IndexModel([("due_at", ASCENDING)], name="due_at", partialFilterExpression={"due_at": {"$exists": True}}),
+        # final ones of which nobody has been told yet: none, but for a moment or after a crash
+        IndexModel([("tell_at", ASCENDING)], name="tell_at", partialFilterExpression={"tell_at": {"$exists": True}}),
         IndexModel([("event_key", ASCENDING)], name="event"),
+        # retention's: those that became final longest ago
+        IndexModel([("state", ASCENDING), ("updated_at", ASCENDING)], name="age"),
+        # the audit's: the few that may have been sent twice
+        IndexModel(
+            [("created_at", ASCENDING)],
+            name="possible_duplicate",
+            partialFilterExpression={"possible_duplicate": True},
+        ),
         # every list: equality on state and channel (all of them where none is asked for), merged in this order
         IndexModel(
             [("state", ASCENDING), ("channel", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="list"
@@ -41,13 +58,17 @@ INDEXES: dict[str, list[IndexModel]] = {
     "attempts": [
         IndexModel([("lease_until", ASCENDING)], name="lease"),
     ],
+    "suspects": [
+        IndexModel([("at", ASCENDING)], name="at", expireAfterSeconds=24 * 60 * 60),
+    ],
 }
 
 
 class Database:
     """One MongoDB database.
 
-    `reachable` tells whether the last call got through; while an outage lasts, calls wait.
+    `reachable` tells whether the last call got through; while an outage lasts, calls wait. `recovered_at`: when the
+    last outage was over; None if there was none.
     """
 
     def __init__(self, client: AsyncIOMotorClient[Document], name: str) -> None:
@@ -59,6 +80,7 @@ class Database:
             read_concern=ReadConcern("majority"),
         )
         self.reachable = True
+        self.recovered_at: datetime | None = None
         self.on_outage: Callable[[BaseException], None] = _quietly
 
     def collection(self, name: str) -> Collection:
@@ -68,7 +90,7 @@ class Database:
     async def run(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Call the operation until it gets through; it must be harmless to repeat."""
         result = await wait_out(operation, OUTAGES, self._outage)
-        self.reachable = True
+        self._answered()
         return result
 
     async def ping(self) -> str:
@@ -80,10 +102,10 @@ class Database:
         try:
             await self._database.command("ping")
             info = await self._client.server_info()
-        except PyMongoError:
+        except (PyMongoError, asyncio.CancelledError):  # cancelled: whoever asked has lost patience
             self.reachable = False
             raise
-        self.reachable = True
+        self._answered()
         return str(info["version"])
 
     async def replica_set(self) -> str | None:
@@ -95,10 +117,19 @@ class Database:
         name = (await self._database.command("hello")).get("setName")
         return str(name) if name else None
 
+    async def time(self) -> datetime:
+        """The server's clock."""
+        answer = await self.run(lambda: self._database.command("hello"))
+        return answer["localTime"].replace(tzinfo=UTC)  # type: ignore[no-any-return]
+
     async def ensure_indexes(self) -> None:
         """Create the indexes that are missing; those that exist are left as they are."""
         for name, indexes in INDEXES.items():
             await self.run(lambda name=name, indexes=indexes: self._database[name].create_indexes(indexes))  # type: ignore[misc]
+
+    def _answered(self) -> None:
+        if not self.reachable:
+            self.reachable, self.recovered_at = True, datetime.now(UTC)
 
     def _outage(self, error: BaseException) -> None:
         self.reachable = False

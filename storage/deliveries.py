@@ -18,7 +18,20 @@ from storage.writes import Update, insert_all, insert_own, update_all
 _IN_FLIGHT = [str(state) for state in IN_FLIGHT]
 _STORED_STATES = [str(state) for state in State if state is not State.SENDING]
 _CHANNELS = [str(channel) for channel in Channel]
-_SET_BY_CHANGE = ("state", "reason", "detail", "epoch", "attempt", "provider", "due_at", "updated_at")
+_SET_BY_CHANGE = (
+    "state",
+    "reason",
+    "detail",
+    "epoch",
+    "attempt",
+    "forgiven",
+    "provider",
+    "due_at",
+    "tell_at",
+    "updated_at",
+)
+HISTORY_KEPT = 200
+"""Changes kept of one delivery, the last ones: a provider that stays half dead for days must not fill its document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +115,17 @@ class MongoDeliveries:
             return
         condition = {"_id": delivery.id, "due_at": delivery.due_at}
         await self._postponements.submit(Update(condition, {"$set": {"due_at": due_at}}))
+
+    async def untold(self, now: datetime, limit: int) -> Sequence[Delivery]:
+        """From the partial index `tell_at`."""
+        query = self._collection.find({"tell_at": {"$lte": now}}).sort("tell_at", ASCENDING).limit(limit)
+        documents = await self._database.run(lambda: query.clone().to_list(limit))
+        return [read_delivery(document) for document in documents]
+
+    async def told(self, delivery: Delivery) -> None:
+        """A conditional update, grouped with others'."""
+        condition = {"_id": delivery.id, "tell_at": delivery.tell_at}
+        await self._postponements.submit(Update(condition, {"$unset": {"tell_at": ""}}))
 
     async def reopen(self, before: Delivery, after: Delivery, change: Change) -> bool:
         """One conditional update: of two callers, one matches."""
@@ -261,7 +285,7 @@ def _update(delivery: Delivery, changes: Sequence[Change]) -> Document:
         values["possible_duplicate"] = True
     unset = {name: "" for name, value in values.items() if value is None}
     update: Document = {"$set": {name: value for name, value in values.items() if value is not None}}
-    update["$push"] = {"history": {"$each": [change.document() for change in changes]}}
+    update["$push"] = {"history": {"$each": [change.document() for change in changes], "$slice": -HISTORY_KEPT}}
     return {**update, "$unset": unset} if unset else update
 
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from domain.delivery import Change, Delivery
-from domain.ports import Claim, StoredEvent
+from domain.ports import Claim, Purpose, StoredEvent
 from domain.vocabulary import Channel, EventState, Lane, Reason, State
 
 Document = dict[str, Any]
@@ -45,6 +45,7 @@ def event_document(event: StoredEvent) -> Document:
         "plan": [[name, version] for name, version in event.plan],
         "planned": event.planned,
         "token": event.token,
+        "resumed": event.resumed,
         "body": event.body,
     }
 
@@ -63,17 +64,25 @@ def read_event(document: Mapping[str, Any]) -> StoredEvent:
         plan=tuple((name, version) for name, version in document["plan"]),
         planned=document["planned"],
         token=document["token"],
+        resumed=document.get("resumed", 0),
     )
 
 
 def claim_document(claim: Claim) -> Document:
     """A claim as it is inserted: its id is what only one can win."""
-    return {"_id": claim.id, "token": claim.token, "claimed_at": claim.claimed_at, "lease_until": claim.lease_until}
+    return {
+        "_id": claim.id,
+        "token": claim.token,
+        "claimed_at": claim.claimed_at,
+        "lease_until": claim.lease_until,
+        "purpose": str(claim.purpose),
+    }
 
 
 def read_claim(document: Mapping[str, Any]) -> Claim:
     """The claim of a document."""
-    return Claim(document["_id"], document["token"], document["claimed_at"], document["lease_until"])
+    purpose = Purpose(document.get("purpose", Purpose.SEND))
+    return Claim(document["_id"], document["token"], document["claimed_at"], document["lease_until"], purpose)
 
 
 def _plain(value: Any) -> Any:

@@ -50,7 +50,7 @@ class MongoEvents:
     async def postpone(self, key: str, due_at: datetime) -> None:
         """Only while it is due at all: one that is settled meanwhile stays so."""
         condition = {"_id": key, "due_at": {"$exists": True}}
-        await self._updates.submit(Update(condition, {"$set": {"due_at": due_at}}))
+        await self._updates.submit(Update(condition, {"$set": {"due_at": due_at}, "$inc": {"resumed": 1}}))
 
     async def _insert(self, documents: list[Document]) -> Sequence[bool | Exception]:
         return await insert_own(self._database, self._collection, documents)

@@ -1,10 +1,14 @@
 """One of many: a lease in the database that one process at a time holds."""
 
+import asyncio
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from pymongo.errors import DuplicateKeyError
 
 from storage.database import Database
+
+LEAVE_SECONDS = 1.0
 
 
 class MongoLeadership:
@@ -28,6 +32,12 @@ class MongoLeadership:
                 return False
 
         return await self._database.run(take)
+
+    async def leave(self) -> None:
+        """Give it up when stopping, which does not wait for a database that is away: then the lease ends by itself."""
+        with suppress(Exception):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await self.give_up()
 
     async def give_up(self) -> None:
         """Let another take over at once."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import bson
-from pymongo import UpdateOne
+from pymongo import DeleteMany, UpdateOne
 from pymongo.errors import BulkWriteError, WriteConcernError
 
 from storage.database import Collection, Database, Document
@@ -64,6 +64,20 @@ async def update_all(
     ]
     matched = await database.run(lambda: _update(collection, good)) if good else 0
     return matched == len(updates), faults
+
+
+async def delete_all(database: Database, collection: Collection, conditions: Sequence[Mapping[str, Any]]) -> int:
+    """Delete whatever meets one of the conditions, in one write; returns how many documents that were."""
+    deletions = [DeleteMany(condition, hint="_id_") for condition in conditions]
+
+    async def write() -> int:
+        try:
+            return (await collection.bulk_write(deletions, ordered=False)).deleted_count
+        except BulkWriteError as error:
+            _raise_if_unsure(error)
+            raise
+
+    return await database.run(write)
 
 
 async def _insert(collection: Collection, documents: list[Document]) -> Sequence[bool | Exception]:

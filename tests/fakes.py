@@ -10,7 +10,7 @@ from domain.dispatch import Dispatch
 from domain.event import Incoming
 from domain.message import Message
 from domain.notification import Definition, Notification, matching
-from domain.ports import Claim, DeadFilter, StoredEvent
+from domain.ports import Claim, DeadFilter, StoredEvent, Waiting
 from domain.text import Fault
 from domain.vocabulary import Channel, EventState, Lane, Reason, State
 
@@ -57,6 +57,7 @@ class MemoryEvents:
     async def postpone(self, key: str, due_at: datetime) -> None:
         if key in self.due_at:
             self.due_at[key] = due_at
+            self.stored[key] = replace(self.stored[key], resumed=self.stored[key].resumed + 1)
 
 
 class MemoryDeliveries:
@@ -99,6 +100,15 @@ class MemoryDeliveries:
     async def due(self, now: datetime, limit: int) -> Sequence[Delivery]:
         due = [delivery for delivery in self.stored.values() if delivery.due_at and delivery.due_at <= now]
         return sorted(due, key=lambda delivery: str(delivery.due_at))[:limit]
+
+    async def untold(self, now: datetime, limit: int) -> Sequence[Delivery]:
+        found = [d for d in self.stored.values() if d.tell_at is not None and d.tell_at <= now]
+        return sorted(found, key=lambda d: (d.tell_at, d.id))[:limit]
+
+    async def told(self, delivery: Delivery) -> None:
+        stored = self.stored[delivery.id]
+        if stored.tell_at == delivery.tell_at:
+            self.stored[delivery.id] = replace(stored, tell_at=None)
 
     async def postpone(self, delivery: Delivery, due_at: datetime) -> None:
         stored = self.stored[delivery.id]
@@ -157,6 +167,7 @@ class RecordingQueue:
     rejected: list[tuple[Incoming, Reason, Sequence[Fault]]] = field(default_factory=list)
     told: list[Change] = field(default_factory=list)
     depth: int = 0
+    consumers: int = 1
 
     async def dispatch(self, job: Dispatch) -> None:
         self.dispatched.append(job)
@@ -173,8 +184,8 @@ class RecordingQueue:
     async def status(self, delivery: Delivery, change: Change) -> None:
         self.told.append(change)
 
-    async def waiting(self, channel: Channel, lane: Lane) -> int:
-        return self.depth
+    async def waiting(self, channel: Channel, lane: Lane) -> Waiting:
+        return Waiting(self.depth, self.consumers)
 
 
 class NoSchemas:

@@ -167,6 +167,23 @@ async def test_what_is_due_comes_most_overdue_first_and_final_ones_never(stores:
     assert [found.id for found in await stores.deliveries.due(START + SECOND * 5, 10)] == ["d-3"]
 
 
+async def test_an_end_is_to_be_told_until_it_is(stores: Stores) -> None:
+    await stores.deliveries.add([delivery(1), delivery(2)])
+    change = Change(State.CANCELLED, START, Reason.CANCELLED, 1, 0)
+    ended = [
+        replace(delivery(number).changed(change, None), tell_at=START + SECOND * number, id=f"d-{number}")
+        for number in (1, 2)
+    ]
+    for each in ended:
+        assert await stores.deliveries.record(each, 0, [change])
+    assert [found.id for found in await stores.deliveries.untold(START + SECOND, 10)] == ["d-1"]
+    assert [found.id for found in await stores.deliveries.untold(START + SECOND * 9, 10)] == ["d-1", "d-2"]
+    await stores.deliveries.told(ended[0])
+    await stores.deliveries.told(replace(ended[1], tell_at=START))
+    assert [found.id for found in await stores.deliveries.untold(START + SECOND * 9, 10)] == ["d-2"]
+    assert await stores.deliveries.due(START + SECOND * 9, 10) == []
+
+
 async def test_a_final_delivery_is_reopened_once(stores: Stores) -> None:
     failed = delivery(state=State.FAILED, due_at=None)
     await stores.deliveries.add([failed])

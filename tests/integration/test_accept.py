@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 import pika
-import pytest
 
 from config.settings import Settings
 from consumers.app import running
@@ -191,20 +190,3 @@ async def test_ten_thousand_recipients(config: dict[str, Any], stack: Stack) -> 
         await eventually(all_sent, timeout=90)
     deliveries = await stack.deliveries(event)
     assert Counter(delivery.state for delivery in deliveries) == {State.SENT: 10_000}
-
-
-@pytest.mark.parametrize("times", [3])
-async def test_a_message_that_never_settles_is_parked_as_poison(
-    config: dict[str, Any], stack: Stack, times: int
-) -> None:
-    await stack.publish(order(), message_id="poison")
-    queue = await stack.channel.get_queue("notipy.events", ensure=False)
-    for _ in range(times):
-        message = await queue.get(fail=True)
-        assert message is not None
-        await message.nack(requeue=True)
-    settings = Settings.model_validate({**config, "events": {"delivery_limit": times}})
-    async with running(settings):
-        parked = await stack.take("notipy.dead.events")
-    assert parked.headers["x-notipy-reason"] == "poison"
-    assert not await stack.deliveries()

@@ -126,7 +126,7 @@ async def test_only_one_of_two_instances_sweeps(settings: Settings, stack: Stack
         leases = stack.core.database.collection("leases")
 
         async def led() -> bool:
-            return await leases.count_documents({}) == 1
+            return await leases.count_documents({"_id": "sweeper"}) == 1
 
         await eventually(led)
     assert await leases.count_documents({}) == 0

@@ -6,6 +6,7 @@ import pytest
 
 from domain.accept import Accepted, Duplicate, Rejected, Unmatched
 from domain.event import Incoming
+from domain.operate import Refused
 from domain.ports import StoredEvent
 from domain.vocabulary import EventState, Reason, State
 from tests.fakes import MemoryCatalog
@@ -44,6 +45,39 @@ async def test_a_redelivered_event_whose_planning_was_cut_short_is_completed_as_
     verdict = await world.accept(Incoming(SMALL, KEY, "m-1", redelivered=True))
     assert isinstance(verdict, Accepted)
     assert [delivery.notification for delivery in world.deliveries.stored.values()] == ["shipped"]
+
+
+async def test_a_delivery_is_created_when_its_event_was_received_and_due_from_when_it_is_planned() -> None:
+    world = World()
+    received = world.clock()
+    await world.accept(Incoming(SMALL, KEY, "m-1"))
+    (stored,) = world.events.stored.values()
+    await world.events.settle(stored.key, EventState.ACCEPTED, 0)
+    (before,) = world.deliveries.stored.values()
+    world.deliveries.stored.clear()
+    world.clock.advance(timedelta(days=1))
+    await world.accept(Incoming(SMALL, KEY, "m-1", redelivered=True))
+    (after,) = world.deliveries.stored.values()
+    assert before.created_at == after.created_at == stored.received_at == received
+    assert after.updated_at == world.clock()
+    assert after.due_at == world.clock() + OVERDUE
+
+
+async def test_completing_an_event_starts_what_has_not_moved_and_nothing_else() -> None:
+    world = World()
+    body = b'{"recipients": [{"email": "ana@example.org"}, {"email": "ben@example.org"}], "data": {}}'
+    await world.accept(Incoming(body, KEY, "m-1"))
+    first, second = world.queue.dispatched
+    assert not isinstance(await world.operate.cancel(first.delivery.id), Refused)
+    (stored,) = world.events.stored.values()
+    await world.events.settle(stored.key, EventState.ACCEPTED, 0)
+    world.deliveries.attempts.clear()  # long ago: its claim is not kept any more
+    world.queue.dispatched.clear()
+    verdict = await world.accept(Incoming(body, KEY, "m-1", redelivered=True))
+    assert isinstance(verdict, Accepted)
+    assert verdict.planned == 2
+    assert [job.delivery.id for job in world.queue.dispatched] == [second.delivery.id]
+    assert world.deliveries.stored[first.delivery.id].state is State.CANCELLED
 
 
 async def test_an_event_that_nobody_is_told_of_is_kept() -> None:

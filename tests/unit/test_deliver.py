@@ -2,8 +2,8 @@ from datetime import timedelta
 
 import pytest
 
-from domain.deliver import Late, NotClaimed, Settled
-from domain.dispatch import Dispatch
+from domain.deliver import HeldBack, Late, NotClaimed, Settled
+from domain.dispatch import STALE_AFTER, Dispatch
 from domain.failures import PermanentFailure, TransientFailure, UnknownOutcome
 from domain.ports import Claim
 from domain.vocabulary import Reason, Semantics, State
@@ -181,3 +181,88 @@ async def test_a_claim_that_took_longer_than_its_lease_sends_nothing() -> None:
     assert not world.provider.sent
     assert world.deliveries.stored[job.delivery.id].reason is Reason.TIMEOUT
     assert not world.deliveries.stored[job.delivery.id].possible_duplicate
+
+
+@pytest.mark.parametrize("claims_are_kept", [True, False])
+async def test_an_order_older_than_its_claims_may_be_is_looked_up_before_it_is_carried_out(
+    claims_are_kept: bool,
+) -> None:
+    world = World()
+    job = await first(world)
+    await world.deliver(job)
+    if not claims_are_kept:
+        world.deliveries.attempts.clear()
+    world.clock.advance(STALE_AFTER)
+    assert isinstance(await world.deliver(job), NotClaimed)
+    world.deliveries.stored.clear()
+    assert isinstance(await world.deliver(job), NotClaimed)
+    assert len(world.provider.sent) == 1
+
+
+async def test_an_old_order_whose_delivery_still_waits_for_it_is_carried_out() -> None:
+    world = World()
+    job = await first(world)
+    world.clock.advance(STALE_AFTER * 2)
+    assert isinstance(await world.deliver(job), Settled)
+
+
+def down() -> TransientFailure:
+    return TransientFailure(Reason.AUTHENTICATION, "535 no", provider_fault=True)
+
+
+async def test_a_fault_that_opens_the_circuit_is_held_and_does_not_count() -> None:
+    world = World()
+    world.provider.script = [down()]
+    job = await first(world)
+    await world.deliver(job)
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.reason, stored.attempt, stored.forgiven) == (
+        State.HELD,
+        Reason.AUTHENTICATION,
+        1,
+        1,
+    )
+    assert stored.due_at == world.circuit.until
+    assert not world.queue.retried
+
+
+async def test_while_the_circuit_is_open_nothing_is_claimed() -> None:
+    world = World()
+    job = await first(world)
+    world.circuit.ended(down())
+    result = await world.deliver(job)
+    assert isinstance(result, HeldBack)
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.reason, stored.attempt) == (State.HELD, Reason.PROVIDER_PAUSED, 0)
+    assert not world.deliveries.attempts
+    assert "provider scripted is paused (authentication)" in (stored.detail or "")
+
+
+async def test_what_is_decided_is_not_held_back() -> None:
+    world = World()
+    job = await first(world)
+    await world.deliver(job)
+    world.circuit.ended(down())
+    assert isinstance(await world.deliver(job, redelivered=True), NotClaimed)
+    assert world.deliveries.stored[job.delivery.id].state is State.SENT
+
+
+async def test_the_attempts_of_the_policy_are_those_that_count() -> None:
+    world = World()
+    job = await first(world)
+    for number in range(20):
+        world.provider.script = [down()]
+        await world.deliver(job)
+        stored = world.deliveries.stored[job.delivery.id]
+        assert (stored.attempt, stored.forgiven) == (number + 1, number + 1)
+        world.circuit.asked(None)
+        job = job.again(stored)
+    refused = TransientFailure(Reason.MAILBOX_UNAVAILABLE, "451 later")
+    for _ in range(world.policy.attempts):
+        world.provider.script = [refused]
+        await world.deliver(job)
+        stored = world.deliveries.stored[job.delivery.id]
+        job = job.again(stored)
+    stored = world.deliveries.stored[job.delivery.id]
+    assert stored.state is State.FAILED
+    assert stored.attempt - stored.forgiven == world.policy.attempts

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import Settings, SettingsError, load_settings
+from config.settings import RETENTION_LEAST, Settings, SettingsError, load_settings
+from domain.dispatch import STALE_AFTER
 from domain.vocabulary import Channel, Semantics
 
 FILE = """
@@ -83,6 +84,10 @@ def test_no_secret_is_shown(file: Path) -> None:
         ("a: [", "is not YAML: line 1"),
         ("- a", "should be a mapping"),
         ("metrics: {port: 99999}", "metrics.port"),
+        ("retention: {attempts: 23h}", "retention.attempts: should be a duration from 1d to 36500d, or null"),
+        ("retention: {events: 9999999d}", "retention.events: should be a duration from 1d to 36500d, or null"),
+        ("retention: {dead: soon}", "retention.dead: should be a duration such as"),
+        ("{lease: 1d, retention: {dead: 8d}}", "retention.attempts, .deliveries and .dead should be at least 10d"),
     ],
 )
 def test_a_wrong_setting_names_itself_and_what_it_should_be(tmp_path: Path, text: str, told: str) -> None:
@@ -110,6 +115,21 @@ def test_a_literal_dollar_brace_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / "notipy.yaml"
     path.write_text('channels: {sms: {providers: [{name: f, kind: file, directory: "$${x}"}]}}')
     assert load_settings(path).channels[Channel.SMS].providers[0].options["directory"] == "${x}"
+
+
+def test_what_is_kept_for_ever_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "notipy.yaml"
+    path.write_text("retention: {events: null, attempts: 1d}")
+    monkeypatch.setenv("NOTIPY_RETENTION__DELIVERIES", "null")
+    monkeypatch.setenv("NOTIPY_RETENTION__DEAD", "30d")
+    kept = load_settings(path).retention
+    assert (kept.events, kept.deliveries) == (None, None)
+    assert (kept.attempts, kept.dead) == (timedelta(days=1), timedelta(days=30))
+    assert load_settings(path).masked()["retention"]["events"] is None
+
+
+def test_claims_are_kept_for_longer_than_an_order_is_believed() -> None:
+    assert RETENTION_LEAST >= 2 * STALE_AFTER
 
 
 def test_without_a_file_there_are_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,12 @@
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
 from domain.failures import TransientFailure
 from domain.operate import Refused
+from domain.ports import Purpose
+from domain.sweep import RECORDING, RESUMPTIONS
 from domain.vocabulary import EventState, Reason, Semantics, State
 from tests.unit.world import LEASE, OVERDUE, SMALL, World
 
@@ -187,3 +191,95 @@ async def test_what_is_sent_or_waiting_is_not_dropped() -> None:
     world = World()
     (job,) = await world.accepted()
     assert isinstance(await world.operate.drop(world.deliveries.stored[job.delivery.id]), Refused)
+
+
+async def test_a_claim_is_live_for_a_while_after_an_outage_of_the_database() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    await world.deliveries.claim(world.deliver._claim(job))
+    world.clock.advance(OVERDUE + LEASE)
+    back = world.clock()
+    sweep = replace(world.sweep, outage_ended=lambda: back)
+    assert (await sweep()).idle, "its owner may be about to record"
+    world.clock.advance(RECORDING)
+    assert (await sweep()).deliveries == {Reason.OUTCOME_UNKNOWN: 1}
+
+
+@pytest.mark.parametrize(
+    ("purpose", "state"), [(Purpose.CANCEL, State.CANCELLED), (Purpose.EXPIRE, State.EXPIRED)], ids=str
+)
+async def test_nothing_was_sent_under_a_claim_for_another_purpose(purpose: Purpose, state: State) -> None:
+    world = World()
+    (job,) = await world.accepted()
+    await world.deliveries.claim(replace(world.deliver._claim(job), purpose=purpose))
+    world.clock.advance(OVERDUE + LEASE)
+    await world.sweep()
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.attempt, stored.possible_duplicate, stored.tell_at) == (state, 0, False, None)
+
+
+async def test_an_end_that_nobody_was_told_of_is_told() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    queue = world.queue
+    # the sweeper's process ends between its record and its publishes
+    world.queue.park = world.queue.status = None  # type: ignore[method-assign, assignment]
+    world.clock.advance(OVERDUE)
+    world.events.stored.clear()
+    await world.sweep()
+    (stored,) = world.deliveries.stored.values()
+    assert (stored.state, stored.tell_at) == (State.FAILED, world.clock() + OVERDUE)
+    del queue.park, queue.status
+    queue.told.clear()
+    assert (await world.sweep()).idle
+    world.clock.advance(OVERDUE)
+    assert (await world.sweep()).told == 1
+    ((parked, reason, _),) = queue.parked
+    assert (parked.delivery.id, reason) == (job.delivery.id, Reason.INTERNAL_ERROR)
+    assert [change.state for change in queue.told] == [State.FAILED]
+    assert world.deliveries.stored[job.delivery.id].tell_at is None
+
+
+async def test_an_event_whose_planning_never_ends_is_parked() -> None:
+    world = World()
+    await world.accepted()
+    (key,) = world.events.stored
+    world.events.stored[key] = replace(world.events.stored[key], state=EventState.ACCEPTED)
+    planned, world.deliveries.add = world.deliveries.add, None  # type: ignore[method-assign, assignment]
+    for _ in range(RESUMPTIONS):
+        world.events.due_at[key] = world.clock()
+        assert (await world.sweep()).poison == 0
+    world.deliveries.add = planned  # type: ignore[method-assign]
+    world.events.due_at[key] = world.clock()
+    assert (await world.sweep()).poison == 1
+    assert world.events.stored[key].state is EventState.FAILED
+    assert world.events.stored[key].planned == 1
+    ((_, reason, _),) = world.queue.rejected
+    assert reason is Reason.POISON
+
+
+async def test_a_delivery_every_attempt_of_which_ended_its_process_is_poison() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    for _ in range(world.policy.attempts):
+        await world.deliveries.claim(world.deliver._claim(job))
+        world.clock.advance(OVERDUE + LEASE)
+        await world.sweep()
+        job = job.again(world.deliveries.stored[job.delivery.id])
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.reason, stored.possible_duplicate) == (State.FAILED, Reason.POISON, True)
+
+
+async def test_a_queue_that_nobody_takes_from_is_given_nothing_twice() -> None:
+    world = World()
+    await world.accepted()
+    world.queue.dispatched.clear()
+    world.queue.depth, world.queue.consumers = 1, 0
+    for _ in range(200):
+        world.clock.advance(OVERDUE)
+        await world.sweep()
+    assert not world.queue.dispatched
+    world.queue.consumers = 1
+    world.clock.advance(OVERDUE + timedelta(hours=1))
+    await world.sweep()
+    assert len(world.queue.dispatched) == 1

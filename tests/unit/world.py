@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 from domain.accept import Accept
+from domain.circuit import Circuit
 from domain.deliver import Deliver
 from domain.dispatch import Dispatch
 from domain.event import Incoming
@@ -47,6 +48,10 @@ class World:
     catalog: MemoryCatalog = field(default_factory=lambda: MemoryCatalog([notification()]))
     queue: RecordingQueue = field(default_factory=RecordingQueue)
     provider: ScriptedProvider = field(default_factory=ScriptedProvider)
+    circuit: Circuit = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.circuit = Circuit("scripted", self.clock, Random(7))
 
     @property
     def policy(self) -> RetryPolicy:
@@ -70,6 +75,7 @@ class World:
             self.clock,
             LEASE,
             OVERDUE,
+            self.circuit,
             Random(7),
         )
 

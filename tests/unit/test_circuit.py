@@ -1,0 +1,136 @@
+"""When a provider is left alone, and when it is used again."""
+
+import asyncio
+from datetime import timedelta
+from random import Random
+
+import pytest
+
+from domain.circuit import FIRST_WAIT, JITTER, LONGEST_WAIT, THRESHOLD, Circuit, Mode
+from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
+from domain.vocabulary import Reason
+from tests.fakes import Clock
+
+
+def down(reason: Reason = Reason.CONNECTION_REFUSED, **more: timedelta) -> TransientFailure:
+    return TransientFailure(reason, "nobody there", provider_fault=True, **more)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def circuit(clock: Clock) -> Circuit:
+    return Circuit("primary", clock, Random(1))
+
+
+def opened(circuit: Circuit) -> Circuit:
+    for _ in range(THRESHOLD):
+        circuit.ended(down())
+    return circuit
+
+
+def test_it_opens_after_several_faults_in_a_row(circuit: Circuit) -> None:
+    modes = []
+    for _ in range(THRESHOLD):
+        circuit.ended(down())
+        modes.append(circuit.mode)
+    assert modes == [Mode.CLOSED] * (THRESHOLD - 1) + [Mode.OPEN]
+    assert circuit.why == "provider primary is paused (connection_refused)"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        PermanentFailure(Reason.RECIPIENT_REJECTED, "550"),
+        TransientFailure(Reason.MAILBOX_UNAVAILABLE, "451 greylisted"),
+    ],
+)
+def test_an_answer_shows_that_the_provider_works(circuit: Circuit, answer: DeliveryFailure | None) -> None:
+    for _ in range(THRESHOLD * 3):
+        circuit.ended(down())
+        circuit.ended(answer)
+    assert circuit.mode is Mode.CLOSED
+
+
+@pytest.mark.parametrize("reason", [Reason.AUTHENTICATION, Reason.TLS, Reason.NOT_CONFIGURED])
+def test_one_fault_of_configuration_is_enough(circuit: Circuit, reason: Reason) -> None:
+    circuit.ended(down(reason))
+    assert circuit.mode is Mode.OPEN
+
+
+def test_a_provider_that_asks_to_be_left_alone_is(circuit: Circuit, clock: Clock) -> None:
+    circuit.ended(down(Reason.RATE_LIMITED, retry_after=timedelta(minutes=2)))
+    assert circuit.until is not None
+    assert circuit.until >= clock() + timedelta(minutes=2)
+
+
+def test_questions_come_less_and_less_often_but_never_stop(circuit: Circuit, clock: Clock) -> None:
+    opened(circuit)
+    waits = []
+    for _ in range(12):
+        assert circuit.until is not None
+        waits.append(circuit.until - clock())
+        assert not circuit.due()
+        clock.time = circuit.until
+        assert circuit.due()
+        circuit.asked(down())
+    assert FIRST_WAIT <= waits[0] <= FIRST_WAIT * (1 + JITTER)
+    assert all(wait <= LONGEST_WAIT * (1 + JITTER) for wait in waits)
+    assert waits[-1] >= LONGEST_WAIT
+
+
+async def test_nothing_passes_while_it_is_open_and_one_tries_afterwards(circuit: Circuit) -> None:
+    opened(circuit)
+    assert (await circuit.admission()).paused
+    circuit.asked(None)
+    first = await circuit.admission()
+    assert first.trial
+    others = [asyncio.create_task(circuit.admission()) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert not any(other.done() for other in others)
+    with circuit.passing(first):
+        circuit.ended(None)
+    assert [(await other).paused for other in others] == [False] * 3
+    assert circuit.mode is Mode.CLOSED
+
+
+async def test_a_trial_that_fails_opens_it_again_for_longer(circuit: Circuit, clock: Clock) -> None:
+    opened(circuit)
+    circuit.asked(None)
+    trial = await circuit.admission()
+    waiting = asyncio.create_task(circuit.admission())
+    await asyncio.sleep(0)
+    with circuit.passing(trial):
+        circuit.ended(down())
+    assert (await waiting).paused
+    assert circuit.until is not None
+    assert circuit.until - clock() >= FIRST_WAIT * 2
+
+
+async def test_a_trial_that_proves_nothing_lets_the_next_one_try(circuit: Circuit) -> None:
+    opened(circuit)
+    circuit.asked(None)
+    trial = await circuit.admission()
+    waiting = asyncio.create_task(circuit.admission())
+    await asyncio.sleep(0)
+    with circuit.passing(trial):
+        pass  # its attempt belonged to somebody else
+    assert (await waiting).trial
+
+
+def test_only_what_was_certainly_not_sent_is_forgiven(circuit: Circuit) -> None:
+    assert not circuit.forgives(down()), "the circuit is closed: the policy decides"
+    opened(circuit)
+    assert circuit.forgives(down())
+    assert not circuit.forgives(UnknownOutcome(Reason.CONNECTION_LOST, "", provider_fault=True))
+    assert not circuit.forgives(TransientFailure(Reason.MAILBOX_UNAVAILABLE, "451"))
+
+
+def test_an_answer_to_what_was_under_way_when_it_opened_does_not_close_it(circuit: Circuit) -> None:
+    opened(circuit)
+    circuit.ended(None)
+    assert circuit.mode is Mode.OPEN
