@@ -13,6 +13,7 @@ from consumers.app import providers_of
 from consumers.topology import EVENTS
 from domain.failures import DeliveryFailure
 from domain.vocabulary import Channel
+from storage.migrations import Migrations
 
 if TYPE_CHECKING:
     from cli.topology import Seen
@@ -100,7 +101,8 @@ async def _database(settings: Settings) -> Sequence[Finding]:
     try:
         async with storage(settings) as stores:
             version, replicas = await stores.database.ping(), await stores.database.replica_set()
-            return [_server(settings, version, replicas), await _catalog(settings, stores)]
+            server, schema = _server(settings, version, replicas), await _schema(Migrations(stores.database))
+            return [server, schema, await _catalog(settings, stores)]
     except CommandFailed as failure:
         return [Finding("database", "failed", str(failure), failure.hint)]
 
@@ -115,6 +117,15 @@ def _server(settings: Settings, version: str, replicas: str | None) -> Finding:
         f"{where}, a server that stands alone",
         "Run a replica set, so that what was accepted outlives a machine.",
     )
+
+
+async def _schema(migrations: Migrations) -> Finding:
+    version = (await migrations.look()).version
+    if version < migrations.newest:
+        advice = "`notipy run` of this version does so while it works."
+        return Finding("schema", "warning", f"version {version}, to be brought to {migrations.newest}", advice)
+    newer = f", newer than this NotiPy's {migrations.newest}, which can use it" if version > migrations.newest else ""
+    return Finding("schema", "ok", f"version {version}{newer}")
 
 
 async def _catalog(settings: Settings, stores: "Stores") -> Finding:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -20,7 +19,7 @@ from cli.events import body_values
 from cli.output import json_line, say, stderr
 from consumers import codec
 from consumers.app import Core, utc_now
-from consumers.dead_letters import DeadEvent, Decide, dead_event, walk
+from consumers.dead_letters import CLEARING, TURN, DeadEvent, Decide, dead_event, walk
 from consumers.topology import DEAD_EVENTS, dead_queue
 from domain.delivery import Delivery
 from domain.operate import Refused
@@ -28,8 +27,6 @@ from domain.ports import DeadFilter
 from domain.vocabulary import Channel, Reason, State
 from storage.leadership import MongoLeadership
 
-TURN = timedelta(seconds=30)
-"""How long an operator who has died keeps another from clearing the queues."""
 CONCURRENCY = 50
 """Deliveries replayed at once: the database groups their writes."""
 
@@ -149,7 +146,7 @@ async def clear(core: Core, channel: Channel | None) -> int:
 
     One operator at a time: what another holds in its hands while it looks would be missing from this look.
     """
-    turn = MongoLeadership(core.database, "clearing dead letters", uuid4().hex)
+    turn = MongoLeadership(core.database, CLEARING, uuid4().hex)
 
     async def decide(batch: Sequence[AbstractIncomingMessage]) -> Sequence[bool]:
         await turn.held(utc_now(), TURN)

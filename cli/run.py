@@ -84,17 +84,21 @@ def _in_loop(work: Coroutine[Any, Any, int]) -> int:
 
     Raises:
         BadInput: a role or a provider of the settings is not one.
-        CommandFailed: the metrics' port is taken, or the topology exists with other arguments.
+        CommandFailed: the metrics' port is taken, the topology exists with other arguments, or a newer NotiPy has
+            brought the database to where this one cannot follow.
     """
     from aio_pika.exceptions import ChannelPreconditionFailed
 
     from config.settings import SettingsError
+    from storage.migrations import SchemaError
 
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(work)
     except SettingsError as error:
         raise BadInput(str(error)) from None
+    except SchemaError as error:
+        raise CommandFailed(f"MongoDB: {error}", error.advice) from None
     except ChannelPreconditionFailed as error:
         raise CommandFailed(
             f"RabbitMQ: {error}", "`notipy topology --check` shows what was declared otherwise."

@@ -99,9 +99,12 @@ async def broker(settings: "Settings") -> AsyncIterator["AbstractConnection"]:
 @contextmanager
 def _database_told(settings: "Settings") -> Iterator[None]:
     from storage.database import DatabaseError
+    from storage.migrations import SchemaError
 
     try:
         yield
+    except SchemaError as error:
+        raise CommandFailed(f"MongoDB at {settings.masked()['mongo_url']}: {error}", error.advice) from None
     except DatabaseError as error:
         raise database_failure(settings, error) from None
 

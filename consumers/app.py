@@ -24,7 +24,7 @@ from consumers.failpoints import Failpoints, parse_failpoints
 from consumers.handlers import CommandHandler, DeliveryHandler, EventHandler, Guarded, Handle
 from consumers.health import Health, Page
 from consumers.housekeeping import Housekeeping
-from consumers.intake import RECONNECT_SECONDS, Consumers, Subscription
+from consumers.intake import CONNECT_SECONDS, RECONNECT_SECONDS, Consumers, Subscription
 from consumers.metrics import Metrics
 from consumers.prober import Prober
 from consumers.publisher import OUTAGES, Publisher
@@ -56,7 +56,8 @@ from storage.suspects import MongoSuspects
 log = structlog.get_logger()
 HEARTBEAT_SECONDS = 10
 """Of AMQP: a dead peer is noticed after three of them."""
-CONNECT_SECONDS = 10.0
+TOPOLOGY_SECONDS = 10.0
+"""How often exchanges, queues and bindings are declared anew."""
 BROKER_ADVICE = "see that RabbitMQ runs, has room and raises no alarm, and that amqp_url names it"
 AnyConnection = TypeVar("AnyConnection", bound=AbstractConnection)
 EVENTS_ROLE, SWEEPER_ROLE = "events", "sweeper"
@@ -296,6 +297,7 @@ class Application:
             background(stack, prober.run, f"{channel} provider")
         if SWEEPER_ROLE in self._roles:
             background(stack, self._sweeper().run, "sweeper")
+            background(stack, self._keep_topology, "topology")
             background(stack, self._housekeeping().run, "housekeeping")
             background(stack, self._auditor().run, "audit")
         log.info("notipy.started", roles=list(self._roles))
@@ -304,6 +306,12 @@ class Application:
         log.info("notipy.stopping", in_progress=self.consumers.in_progress)
         if not await self.consumers.stop(grace):
             log.warning("notipy.grace_exceeded", in_progress=self.consumers.in_progress)
+
+    async def _keep_topology(self) -> None:
+        """A queue that was deleted comes back with its consumer, but unbound; one without a consumer does not."""
+        while True:
+            await asyncio.sleep(TOPOLOGY_SECONDS)
+            await self.core.publisher.declare()
 
     async def _refresh_catalog(self) -> None:
         while True:

@@ -21,7 +21,7 @@ EVERY = timedelta(minutes=1)
 """Between two audits."""
 REST = 9
 """After each it rests for so many times as long as it took, so that it has a tenth of the time at most."""
-LEASE = timedelta(minutes=5)
+LEASE = timedelta(minutes=15)
 """A leader that has not come round for so long is replaced. Two at once waste work and do no harm."""
 
 
@@ -65,7 +65,7 @@ class Auditor:
 
 
 def _told(audited: Audited) -> Mapping[str, int]:
-    return {str(kind): count for kind, count in audited.counts.items()}
+    return {str(kind): count for kind, count in audited.counts.items() if count}
 
 
 async def look_into(counts: Callable[[str], Awaitable[tuple[int, int] | None]], topology: Topology) -> Queued:

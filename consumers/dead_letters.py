@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection
 
@@ -20,6 +21,8 @@ TURN = timedelta(seconds=30)
 """How long whoever has died while clearing keeps another from it."""
 WALK_BATCH = 200
 """Messages taken before their fate is decided together."""
+ACKS_AT_ONCE = 16
+"""Half of what RabbitMQ takes before it stashes them (`quorum_commands_soft_limit`)."""
 GIVEN_BACK_WITHIN = 3.0
 """Seconds to wait for the messages that were kept to be ready again."""
 Decide = Callable[[Sequence[AbstractIncomingMessage]], Awaitable[Sequence[bool]]]
@@ -92,7 +95,7 @@ async def walk(
             taken += len(batch)
             if not batch:
                 break
-            removed += await _remove(batch, await decide(batch))
+            removed += await _remove(source, batch, await decide(batch))
             left -= len(batch)
             progress(len(batch))
         return removed
@@ -162,10 +165,15 @@ async def _take(queue: object, count: int) -> list[AbstractIncomingMessage]:
     return batch
 
 
-async def _remove(batch: Sequence[AbstractIncomingMessage], fates: Sequence[bool]) -> int:
-    removed = 0
-    for message, gone in zip(batch, fates, strict=True):
-        if gone:
+async def _remove(queue: Any, batch: Sequence[AbstractIncomingMessage], fates: Sequence[bool]) -> int:
+    """Acknowledge a few at a time and wait for the queue in between.
+
+    RabbitMQ stashes more than 32 acknowledgements of a quorum queue in the channel, and forgets them with it: those
+    messages would be there again when the channel has been closed.
+    """
+    gone = [message for message, remove in zip(batch, fates, strict=True) if remove]
+    for start in range(0, len(gone), ACKS_AT_ONCE):
+        for message in gone[start : start + ACKS_AT_ONCE]:
             await message.ack()
-            removed += 1
-    return removed
+        await queue.declare()  # passive: it is answered after what came before it
+    return len(gone)

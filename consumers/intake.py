@@ -14,6 +14,8 @@ from faststream.rabbit import Channel as AmqpChannel
 from faststream.rabbit import QueueType, RabbitBroker, RabbitExchange, RabbitMessage, RabbitQueue
 from faststream.rabbit.schemas import ExchangeType
 
+from consumers.acks import Acks
+from consumers.acks import AmqpChannel as AckedChannel
 from consumers.topology import Queue
 from domain.failures import place_of
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 RECONNECT_SECONDS = 1.0
+CONNECT_SECONDS = 10.0
 SETTLE_SECONDS = 0.05
 """After a cancellation: for messages that have arrived and whose handlers have not begun."""
 QUIET_SECONDS = 0.02
@@ -58,8 +61,7 @@ class Consumer:
         self.subscription = subscription
         self.tasks: set[asyncio.Task[None]] = set()
         self._arrived = 0
-        self._may_acknowledge = asyncio.Event()
-        self._may_acknowledge.set()
+        self._acks: Acks | None = None
         self._not_before = 0.0
         self._subscriber: Any = broker.subscriber(
             _queue(subscription.queue),
@@ -108,14 +110,21 @@ class Consumer:
         """
         if not self.consuming:
             return
-        self._may_acknowledge.clear()
+        if (acks := self._acks) is not None:
+            acks.hold()
         try:
             await self._quiet()
             tag, self._subscriber._consumer_tag = self._subscriber._consumer_tag, None
             async with asyncio.timeout(CANCEL_SECONDS):
                 await self._subscriber._queue_obj.cancel(tag)
         finally:
-            self._may_acknowledge.set()
+            if acks is not None:
+                acks.release()
+
+    async def flush(self) -> None:
+        """Acknowledge what is settled, before the channel is closed."""
+        if self._acks is not None and not self._acks.channel.is_closed:
+            await self._acks.flush()
 
     async def _resume(self) -> None:
         subscriber = self._subscriber
@@ -130,16 +139,24 @@ class Consumer:
 
     async def _receive(self, message: RabbitMessage) -> None:
         self._arrived += 1
+        raw = message.raw_message
+        acks = self._acks_of(raw.channel)
         task = asyncio.current_task()
         if task is not None:
             self.tasks.add(task)
         try:
-            await self.subscription.handle(message.raw_message)
-            await self._may_acknowledge.wait()
-            await message.raw_message.ack()
+            await self.subscription.handle(raw)
+            if raw.delivery_tag is not None:
+                acks.settled(raw.delivery_tag)
         finally:
             if task is not None:
                 self.tasks.discard(task)
+
+    def _acks_of(self, channel: AckedChannel) -> Acks:
+        """Those of the channel over which a message has just come: one that was restored counts anew."""
+        if self._acks is None or self._acks.channel is not channel:
+            self._acks = Acks(channel)
+        return self._acks
 
 
 class Consumers:
@@ -150,6 +167,8 @@ class Consumers:
         self._broker = RabbitBroker(
             url,
             reconnect_interval=RECONNECT_SECONDS,
+            # of each attempt: one that meets a network which swallows packets would wait for an answer for ever
+            timeout=CONNECT_SECONDS,
             apply_types=False,
             logger=None,
             graceful_timeout=None,
@@ -183,6 +202,7 @@ class Consumers:
         while (tasks := self._tasks()) and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(tasks, timeout=left)
         finished = not self._tasks()
+        await asyncio.gather(*(consumer.flush() for consumer in self._consumers), return_exceptions=True)
         await self._broker.stop()
         return finished
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import aio_pika
 import orjson
-from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractRobustChannel, AbstractRobustConnection
+from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractRobustConnection
 from aio_pika.exceptions import AMQPError, DeliveryError
 from aiormq.exceptions import ChannelInvalidStateError
 
@@ -58,7 +58,7 @@ class Publisher:
         self._status = status
         self._channel: AbstractChannel | None = None
         self._prefix, self._numbers = uuid4().hex, count(1)
-        self._inspection: AbstractRobustChannel | None = None
+        self._inspection: AbstractChannel | None = None
         self._asking = asyncio.Lock()
         self._exchanges: dict[str, AbstractExchange] = {}
         self._window = asyncio.Semaphore(WINDOW)
@@ -134,7 +134,7 @@ class Publisher:
 
         async def once() -> None:
             async with asyncio.timeout(CONFIRM_TIMEOUT):
-                channel = await self._connection.channel(publisher_confirms=False)
+                channel = await self._passing_channel()
                 try:
                     await self._topology.declare(channel)
                 finally:
@@ -150,14 +150,18 @@ class Publisher:
         # on a channel apart from the publishes: a queue that is missing closes the channel that asks
         async with self._asking:
             if self._inspection is None or self._inspection.is_closed:
-                self._inspection = await self._connection.channel(publisher_confirms=False)
+                self._inspection = await self._passing_channel()
             try:
-                found = await self._inspection.declare_queue(queue, passive=True, robust=False)
+                found = await self._inspection.declare_queue(queue, passive=True)
             except aio_pika.exceptions.ChannelNotFoundEntity:
-                await self._inspection.close()  # forgotten, it would reopen itself, and one would leak at each question
-                self._inspection = None
                 return None
         return found.declaration_result.message_count or 0, found.declaration_result.consumer_count or 0
+
+    async def _passing_channel(self) -> AbstractChannel:
+        """A channel that is gone when it is closed: a robust one would reopen itself, and one leak at each outage."""
+        channel = aio_pika.Channel(self._connection, publisher_confirms=False)
+        await channel.initialize()
+        return channel
 
     async def _publish(
         self,

@@ -333,6 +333,19 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair has done.
+
+    Attributes:
+        done: for each of what was found whether there was still something to do.
+        faults: places in our own code where something could not be driven on; the sweeper tries it again later.
+    """
+
+    done: Sequence[bool]
+    faults: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Repair:
     """Drives on what an audit has found. Each step is idempotent: two operators at once are harmless.
 
@@ -343,12 +356,15 @@ class Repair:
     sweep: Callable[[], Awaitable[Swept]]
     now: Now
 
-    async def __call__(self, found: Sequence[Discrepancy]) -> Sequence[bool]:
-        """For each whether there was still something to do."""
-        done = [await self._one(each) for each in found]
-        while found and (await self.sweep()).events:  # a round takes up a few events at a time
-            pass
-        return done
+    async def __call__(self, found: Sequence[Discrepancy]) -> Repaired:
+        """Make each due, then sweep until no event is left: a round takes up a few of them."""
+        done, faults = [await self._one(each) for each in found], list[str]()
+        more = bool(found)
+        while more:
+            swept = await self.sweep()
+            faults += swept.faults
+            more = swept.events > 0
+        return Repaired(done, faults)
 
     async def _one(self, found: Discrepancy) -> bool:
         match found.kind:

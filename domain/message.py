@@ -18,7 +18,7 @@ class Message:
         idempotency_key: `<delivery>/<epoch>`, the same for every attempt of an epoch.
         recipient: the recipient's fields as published (`email`, `phone`, `webhook`, …).
         content: the rendered fields of the channel's content (`subject`, `text`, `html`, `title`, `payload`).
-        created_at: when the delivery was planned; the same for every attempt.
+        created_at: when the delivery's event was received; the same for every attempt.
     """
 
     delivery_id: str

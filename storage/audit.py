@@ -5,12 +5,14 @@ its sums; `before` says before when every hour is in order or empty, `latest` wh
 `_id` is the token of a discrepancy that an operator has acknowledged.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pymongo import ASCENDING
+from pymongo.errors import ExecutionTimeout
 
 from domain.audit import (
     HOUR,
@@ -40,7 +42,12 @@ PAGE = 1000
 """Events compared, and deliveries looked up, in one query."""
 LOOKED_AT = 20_000
 """Deliveries of a channel that are looked through for those that no queue holds, the oldest first."""
-_STATES = [str(state) for state in State if state is not State.SENDING]
+LONGEST_MS = 5000
+"""Of one query that counts: well within the client's time limit (`storage.database.SOCKET_MS`)."""
+INDIVISIBLE = timedelta(seconds=10)
+"""A span so short is counted however long it takes."""
+STORED = [state for state in State if state is not State.SENDING]
+_STATES = [str(state) for state in STORED]
 _CHANNELS = [str(channel) for channel in Channel]
 _IN_FLIGHT = [str(state) for state in IN_FLIGHT]
 _ABOUT_EVENT = {"source": 1, "id": 1, "received_at": 1, "state": 1, "planned": 1}
@@ -146,21 +153,20 @@ class MongoLedger:
         return min([*times, delivery["created_at"]] if delivery else times, default=None)
 
     async def moving(self, start: datetime) -> Mapping[datetime, Tally]:
-        """Covered by the index `list`; a query for each state, so that none lasts long."""
-        hours: dict[datetime, dict[tuple[Channel, State], int]] = {}
-        for state in MOVING:
-            chosen = _created({"$gte": start}) | {"state": str(state)}
-            hour = {"$dateTrunc": {"date": "$created_at", "unit": "hour"}}
-            for found in await self._grouped(chosen, {"hour": hour, "channel": "$channel"}):
-                place = (Channel(found["_id"]["channel"]), state)
-                hours.setdefault(found["_id"]["hour"].replace(tzinfo=UTC), {})[place] = found["count"]
+        """Covered by the index `list`."""
+        hours: dict[datetime, Counter[tuple[Channel, State]]] = {}
+        span = Span(start, datetime.now(UTC) + 24 * HOUR)
+        hour = {"$dateTrunc": {"date": "$created_at", "unit": "hour"}}
+        for place, count in await self._grouped(span, MOVING, {"hour": hour}):
+            hours.setdefault(place["hour"], Counter())[_place(place)] += count
         return hours
 
     async def tally(self, span: Span) -> Tally:
         """Covered by the index `list`."""
-        chosen = _created({"$gte": span.start, "$lt": span.end})
-        found = await self._grouped(chosen, {"channel": "$channel", "state": "$state"})
-        return {(Channel(each["_id"]["channel"]), State(each["_id"]["state"])): each["count"] for each in found}
+        tally: Counter[tuple[Channel, State]] = Counter()
+        for place, count in await self._grouped(span, STORED, {}):
+            tally[_place(place)] += count
+        return tally
 
     async def count(self, span: Span) -> Counted:
         """Covered by the index `received` of the events and `event` of the deliveries; begun anew after an outage."""
@@ -183,12 +189,11 @@ class MongoLedger:
 
     async def _stored(self, keys: Sequence[str]) -> Mapping[str, int]:
         """How many deliveries each of these events has, from the index `event` alone."""
-        stages: list[Document] = [
-            {"$match": {"event_key": {"$in": list(keys)}}},
-            {"$group": {"_id": "$event_key", "count": {"$sum": 1}}},
-        ]
-        found = await self._deliveries.aggregate(stages, hint="event").to_list(None)
-        return {each["_id"]: each["count"] for each in found}
+        found = self._deliveries.find({"event_key": {"$in": list(keys)}}, {"_id": 0, "event_key": 1}).hint("event")
+        counts: Counter[str] = Counter()  # here and not by MongoDB, which takes twice as long for it
+        async for page in self._pages(found):
+            counts.update(each["event_key"] for each in page)
+        return counts
 
     async def _amiss(self, keys: Sequence[str], stored: Mapping[str, int]) -> list[Discrepancy]:
         if not keys:
@@ -241,10 +246,12 @@ class MongoLedger:
 
     async def _undated(self) -> bool:
         """Whether more deliveries are in flight than have a time at which the sweeper looks after them."""
-        chosen = {"state": {"$in": _IN_FLIGHT}, "channel": {"$in": _CHANNELS}}
-        in_flight = await self._database.run(lambda: self._deliveries.count_documents(chosen, hint="list"))
-        due = {"due_at": {"$exists": True}}
-        return in_flight > await self._database.run(lambda: self._deliveries.count_documents(due, hint="due_at"))
+        places = [{"state": state, "channel": channel} for state in _IN_FLIGHT for channel in _CHANNELS]
+        in_flight = sum([await self._number(place, "list") for place in places])
+        return in_flight > await self._number({"due_at": {"$gt": EPOCH}}, "due_at")
+
+    async def _number(self, query: Document, index: str) -> int:
+        return await self._database.run(lambda: self._deliveries.count_documents(query, hint=index))
 
     async def duplicated(self, since: datetime) -> AsyncIterator[Sequence[Discrepancy]]:
         """From the partial index `possible_duplicate`, which holds few."""
@@ -310,9 +317,28 @@ class MongoLedger:
     async def _put(self, key: str | datetime, values: Document) -> None:
         await self._database.run(lambda: self._audit.replace_one({"_id": key}, values, upsert=True))
 
-    async def _grouped(self, chosen: Document, by: Document) -> list[Document]:
-        stages: list[Document] = [{"$match": chosen}, {"$group": {"_id": by, "count": {"$sum": 1}}}]
-        return await self._aggregate(stages)
+    async def _grouped(self, span: Span, states: Sequence[State], by: Document) -> list[tuple[Document, int]]:
+        """How many deliveries of the span stand where. A span that takes too long is counted in halves."""
+        chosen = _created({"$gte": span.start, "$lt": span.end}, [str(state) for state in states])
+        group = {"_id": {**by, "channel": "$channel", "state": "$state"}, "count": {"$sum": 1}}
+        stages: list[Document] = [{"$match": chosen}, {"$group": group}]
+        divisible = span.end - span.start > INDIVISIBLE
+
+        async def counting() -> list[Document] | None:
+            limit = {"maxTimeMS": LONGEST_MS} if divisible else {}
+            try:
+                return await self._deliveries.aggregate(stages, hint="list", **limit).to_list(None)
+            except ExecutionTimeout:
+                if divisible:
+                    return None
+                raise
+
+        found = await self._database.run(counting)
+        if found is not None:
+            return [(each["_id"], each["count"]) for each in found]
+        middle = span.start + (span.end - span.start) / 2
+        halves = [await self._grouped(half, states, by) for half in (Span(span.start, middle), Span(middle, span.end))]
+        return [each for half in halves for each in half]
 
     async def _aggregate(self, stages: list[Document]) -> list[Document]:
         return await self._database.run(lambda: self._deliveries.aggregate(stages, hint="list").to_list(None))
@@ -324,9 +350,13 @@ class MongoLedger:
             yield page
 
 
-def _created(window: Document) -> Document:
+def _created(window: Document, states: Sequence[str] = _STATES) -> Document:
     """Equality on the first fields of the index `list`, so that it serves for a range of times."""
-    return {"state": {"$in": _STATES}, "channel": {"$in": _CHANNELS}, "created_at": window}
+    return {"state": {"$in": list(states)}, "channel": {"$in": _CHANNELS}, "created_at": window}
+
+
+def _place(group: Document) -> tuple[Channel, State]:
+    return Channel(group["channel"]), State(group["state"])
 
 
 def _amiss(event: Document, stored: int) -> Discrepancy:

@@ -159,7 +159,7 @@ class MongoRetention:
         return Step({"events": deleted}, self._events.passed(page, deleted))
 
     async def _final(self, name: str, states: list[str], before: datetime) -> Step:
-        # of whose end somebody has yet to be told is not over
+        # one of whose end nobody has been told yet is not over
         over: Document = {"state": {"$in": states}, "updated_at": {"$lt": before}, "tell_at": {"$exists": False}}
         query = self._deliveries.find(over, {"_id": 1}).sort("updated_at", ASCENDING).limit(BATCH).hint("age")
         ids = [document["_id"] for document in await self.database.run(lambda: query.clone().to_list(BATCH))]

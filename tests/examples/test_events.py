@@ -38,7 +38,7 @@ def catalog() -> list[Definition]:
 def plan(event: Event, catalog: list[Definition]) -> list[Delivery]:
     planner = Planner(TemplateRenderer(), JsonSchemaCheck(), frozenset(Channel), timedelta(minutes=5))
     found = matching([Notification(version=1, definition=each) for each in catalog], event.topic)
-    return list(planner.plan(event, found, NOW))
+    return list(planner.plan(event, found, NOW, NOW))
 
 
 def test_the_catalog_holds_what_the_readme_says(catalog: list[Definition]) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from pymongo.errors import ExecutionTimeout
 
 from config.settings import Settings
 from consumers.app import audit_of, running, sweep_of
@@ -16,7 +17,7 @@ from domain.conserve import Repair, Scope
 from domain.delivery import Change
 from domain.operate import Refused
 from domain.ports import Claim
-from domain.vocabulary import EventState, Reason, State
+from domain.vocabulary import Channel, EventState, Reason, State
 from storage.audit import MongoLedger
 from storage.database import Collection
 from tests.running import ORDER_SHIPPED, Stack, order, total
@@ -371,6 +372,32 @@ async def test_the_sums_are_covered_by_indexes(auditing: Auditing) -> None:
     assert sum((await auditing.ledger.tally(Span(hour, hour + HOUR))).values()) == 200
     counted = await auditing.ledger.count(Span(hour, hour + HOUR))
     assert (counted.events, counted.planned, counted.of_events) == (100, 200, 200)
+
+
+async def test_a_span_that_takes_too_long_is_counted_in_halves(
+    auditing: Auditing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hour = hour_of(datetime.now(UTC)) - 3 * HOUR
+    await _fill(auditing, hour, events=300)
+    deliveries, refused = auditing.raw("deliveries"), []
+
+    class Slow:
+        """Refuses whatever spans more than ten minutes, as MongoDB refuses what takes too long."""
+
+        def aggregate(self, stages: list[Any], **options: Any) -> Any:
+            window = stages[0]["$match"]["created_at"]
+            if window["$lt"] - window["$gte"] > timedelta(minutes=10):
+                assert options["maxTimeMS"]
+                refused.append(window)
+                raise ExecutionTimeout("operation exceeded time limit")
+            return deliveries.aggregate(stages, **options)
+
+    monkeypatch.setattr(auditing.ledger, "_deliveries", Slow())
+    assert await auditing.ledger.tally(Span(hour, hour + HOUR)) == {
+        (Channel.EMAIL, State.SENT): 300,
+        (Channel.SMS, State.SENT): 300,
+    }
+    assert len(refused) == 7
 
 
 async def _profile(auditing: Auditing, level: int) -> None:

@@ -328,7 +328,7 @@ async def test_kept_for_ever_nothing_is_deleted(settings: Settings, stack: Stack
     database = stack.core.database
     await store(database, delivery("old", age=4000 * DAY), delivery("failed", State.FAILED, 4000 * DAY))
     await store_events(database, event("old", age=4000 * DAY))
-    await reject(stack, monkeypatched_age=None)
+    await reject(stack, age=None)
     forever = keeping(settings, events=None, deliveries=None, attempts=None, dead=None)
     async with running(forever, ["sweeper"]):
         leases = database.collection("leases")
@@ -349,9 +349,9 @@ async def test_kept_for_ever_nothing_is_deleted(settings: Settings, stack: Stack
 # ---------------------------------------------------------------------------------------------------------------
 
 
-async def reject(stack: Stack, monkeypatched_age: timedelta | None) -> None:
+async def reject(stack: Stack, age: timedelta | None) -> None:
     """A message in `notipy.dead.events`, parked so long ago."""
-    at = datetime.now(UTC) - (monkeypatched_age or timedelta())
+    at = datetime.now(UTC) - (age or timedelta())
     headers: dict[str, FieldValue] = {"x-notipy-parked-at": at.isoformat(), "x-notipy-reason": "not_json"}
     dead = await stack.channel.get_exchange("notipy.dead", ensure=False)
     await dead.publish(aio_pika.Message(b"{", headers=headers), "events")

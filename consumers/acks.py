@@ -1,0 +1,110 @@
+"""Acknowledging many messages at once, and never one that is not settled.
+
+RabbitMQ hands each acknowledgement of a quorum queue to its log; one of `multiple` is one entry for them all. More than
+32 single ones in a row are stashed in the channel, and lost with it: closed too early, it gives settled messages back.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Protocol
+
+import structlog
+
+from domain.failures import place_of
+
+log = structlog.get_logger()
+GATHER_SECONDS = 0.002
+"""That a settled message waits for others to be acknowledged with it; far below the time that its prefetch lasts."""
+STRAGGLER_ROUNDS = 5
+"""Rounds that a settled message waits for one before it that is not; then it is acknowledged alone."""
+
+
+class AmqpChannel(Protocol):
+    """What is needed of an AMQP channel."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be said over it any more."""
+        ...
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> Awaitable[None]:
+        """Acknowledge one message, or all up to this one."""
+        ...
+
+
+class Acks:
+    """The acknowledgements of one channel with one consumer: its messages are numbered 1, 2, 3, … as they come.
+
+    Everything up to `_floor` is settled, so one `multiple` covers it; what is settled beyond waits for the gap to
+    close.
+    """
+
+    def __init__(self, channel: AmqpChannel) -> None:
+        self.channel = channel
+        self._floor = 0
+        self._last, self._covered = 0, 0
+        self._beyond: dict[int, int] = {}
+        self._alone: set[int] = set()
+        self._flushing: asyncio.Task[None] | None = None
+        self._held = False
+
+    def settled(self, tag: int) -> None:
+        """The message may be acknowledged; that happens within milliseconds, unless they are held."""
+        self._beyond[tag] = 0
+        while self._floor + 1 in self._beyond:
+            self._floor += 1
+            del self._beyond[self._floor]
+            if self._floor in self._alone:  # the broker closes a channel over which a message is acknowledged twice
+                self._alone.discard(self._floor)
+            else:
+                self._last, self._covered = self._floor, self._covered + 1
+        if self._flushing is None and not self._held:
+            self._flushing = asyncio.create_task(self._flush_until_done())
+
+    def hold(self) -> None:
+        """Acknowledge nothing until `release`."""
+        self._held = True
+
+    def release(self) -> None:
+        """Acknowledge again."""
+        self._held = False
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush_until_done())
+
+    async def flush(self) -> None:
+        """Acknowledge everything that is settled, now."""
+        await self._prefix()
+        for tag in list(self._beyond):
+            await self._one(tag)
+
+    async def _flush_until_done(self) -> None:
+        try:
+            while not self._held and not self.channel.is_closed and self._pending():
+                await asyncio.sleep(GATHER_SECONDS)
+                await self._prefix()
+                await self._stragglers()
+        except Exception as error:  # noqa: BLE001 - the channel is gone, and the broker hands its messages out again
+            log.warning("messages.not_acknowledged", error=place_of(error))
+        finally:
+            self._flushing = None
+
+    def _pending(self) -> bool:
+        return self._covered > 0 or len(self._beyond) > len(self._alone)
+
+    async def _prefix(self) -> None:
+        if self._covered:
+            several, self._covered = self._covered > 1, 0
+            await self.channel.basic_ack(self._last, multiple=several)
+
+    async def _stragglers(self) -> None:
+        for tag, rounds in list(self._beyond.items()):
+            if rounds >= STRAGGLER_ROUNDS:
+                await self._one(tag)
+            elif tag in self._beyond:
+                self._beyond[tag] = rounds + 1
+
+    async def _one(self, tag: int) -> None:
+        """Unless it has been already, or while another one was, the gap before it has closed."""
+        if tag in self._beyond and tag not in self._alone:
+            self._alone.add(tag)
+            await self.channel.basic_ack(tag)

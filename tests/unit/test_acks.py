@@ -1,0 +1,89 @@
+"""Many messages acknowledged at once, and none that is not settled."""
+
+import asyncio
+from dataclasses import dataclass, field
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumers.acks import Acks
+from tests.waiting import eventually
+
+
+@dataclass
+class Channel:
+    """Remembers what was acknowledged, and like RabbitMQ closes itself over what is acknowledged twice."""
+
+    is_closed: bool = False
+    frames: list[tuple[int, bool]] = field(default_factory=list)
+    gone: set[int] = field(default_factory=set)
+
+    async def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
+        if self.is_closed or delivery_tag in self.gone:
+            self.is_closed = True
+            raise ConnectionError
+        self.frames.append((delivery_tag, multiple))
+        self.gone |= set(range(1, delivery_tag + 1)) if multiple else {delivery_tag}
+
+
+async def test_what_is_settled_together_is_one_frame() -> None:
+    channel = Channel()
+    acks = Acks(channel)
+    for tag in (2, 3, 1, 4):
+        acks.settled(tag)
+    await eventually(lambda: channel.gone == {1, 2, 3, 4})
+    assert channel.frames == [(4, True)]
+
+
+async def test_one_that_takes_long_does_not_keep_the_others_for_ever_and_is_not_acknowledged_with_them() -> None:
+    channel = Channel()
+    acks = Acks(channel)
+    for tag in (2, 3):
+        acks.settled(tag)
+    await eventually(lambda: channel.gone == {2, 3})
+    acks.settled(1)
+    acks.settled(4)
+    await eventually(lambda: channel.gone == {1, 2, 3, 4})
+
+
+async def test_nothing_is_acknowledged_while_held() -> None:
+    channel = Channel()
+    acks = Acks(channel)
+    acks.hold()
+    for tag in (1, 2):
+        acks.settled(tag)
+    await asyncio.sleep(0.02)
+    assert not channel.frames
+    acks.release()
+    await eventually(lambda: channel.gone == {1, 2})
+
+
+async def test_a_closed_channel_is_left_alone() -> None:
+    channel = Channel()
+    acks = Acks(channel)
+    channel.is_closed = True
+    acks.settled(1)
+    await asyncio.sleep(0.02)
+    assert not channel.frames
+
+
+@given(st.integers(1, 60), st.randoms(use_true_random=False), st.floats(0, 1))
+def test_only_what_is_settled_is_ever_acknowledged(count: int, rng: Random, part: float) -> None:
+    async def run() -> None:
+        channel = Channel()
+        acks = Acks(channel)
+        tags = list(range(1, count + 1))
+        rng.shuffle(tags)
+        settled: set[int] = set()
+        for tag in tags[: round(count * part)]:
+            acks.settled(tag)
+            settled.add(tag)
+            if rng.random() < 0.2:
+                await acks.flush()
+                assert channel.gone == settled
+        await acks.flush()
+        assert channel.gone == settled
+        assert len(channel.frames) <= len(settled)
+
+    asyncio.run(run())
