@@ -10,40 +10,20 @@ import json
 import resource
 import sys
 import time
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from config.settings import Settings
-from consumers.app import Core, open_core
+from benchmarks.bench import DATA, Bench, prepared
+from benchmarks.endurance import memory, paused
+from consumers.app import Core
 from deploy.embedded import Servers, embedded_servers
-from deploy.rabbit_admin import RabbitAdmin
 from deploy.signals import terminate_as_interrupt
-from deploy.smtp_sink import SmtpSink
-from domain.notification import Definition
 from domain.vocabulary import State
-
-NOTIFICATION = Definition.model_validate(
-    {
-        "name": "bench",
-        "on": "bench.#",
-        "channels": {
-            "email": {
-                "subject": "Order {{ order_id }} shipped",
-                "text": "Your order {{ order_id }} is on its way with {{ carrier }}.",
-            }
-        },
-    }
-)
-DATA = {"order_id": 1042, "carrier": "DHL"}
 
 
 @dataclass(frozen=True)
@@ -63,73 +43,13 @@ class Figure:
     duplicates: int
 
 
-@dataclass(frozen=True)
-class Bench:
-    """One virtual host, database and sink, and NotiPy's processes on them."""
-
-    core: Core
-    sink: SmtpSink
-    file: Path
-
-    @asynccontextmanager
-    async def consumers(self, processes: int) -> AsyncIterator[None]:
-        """`notipy run`, stopped at the end."""
-        arguments = ["--config", str(self.file), "run", "--workers", str(processes)]
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "cli.main", *arguments)
-        try:
-            yield
-        finally:
-            process.terminate()
-            await process.wait()
-
-    async def publish(self, number: int) -> None:
-        """One event to one recipient."""
-        body = {"recipients": [{"email": f"u{number}@example.org"}], "data": DATA}
-        await self.core.publisher.event("bench.order.shipped", json.dumps(body).encode(), uuid4().hex)
-
-    async def received(self, count: int, seconds: float = 300) -> None:
-        """Wait until the sink has so many mails."""
-        async with asyncio.timeout(seconds):
-            while len(self.sink.mails) < count:  # noqa: ASYNC110 - a sink tells nobody; it is looked at
-                await asyncio.sleep(0.01)
-
-    def judged(self, count: int) -> tuple[int, int]:
-        """How many were lost and how many came twice, counted at the sink."""
-        times = Counter(mail.recipients[0] for mail in self.sink.mails)
-        return count - len(times), sum(n - 1 for n in times.values())
-
-
-@asynccontextmanager
-async def prepared(servers: Servers, folder: Path) -> AsyncIterator[Bench]:
-    """A virtual host and a database of the scenario's own."""
-    name = f"bench-{uuid4().hex[:8]}"
-    RabbitAdmin(str(servers.management_url)).create_vhost(name)
-    base, _, query = servers.mongo_url.partition("?")
-    async with SmtpSink(folder / name) as sink:
-        document = {
-            "amqp_url": f"{servers.amqp_url.rsplit('/', 1)[0]}/{name}",
-            "mongo_url": f"{base.rsplit('/', 1)[0]}/{name}?{query}",
-            "channels": {
-                "email": {"providers": [{"name": "sink", "kind": "smtp", "url": sink.url, "from": "bench@example.org"}]}
-            },
-            "metrics": {"port": None},
-            "logging": {"level": "warning"},
-        }
-        file = folder / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(document))
-        async with open_core(Settings.model_validate(document)) as core:
-            plan = await core.catalog.plan([NOTIFICATION], prune=False)
-            await core.catalog.apply([NOTIFICATION], plan)
-            yield Bench(core, sink, file)
-
-
 async def drain(bench: Bench, count: int, processes: int) -> Figure:
     """A backlog of one-recipient events, from the first mail to the last."""
     await asyncio.gather(*(bench.publish(number) for number in range(count)))
     used = _children()
     async with bench.consumers(processes):
         await bench.received(1)
-        begun, before = time.perf_counter(), len(bench.sink.mails)
+        begun, before = time.perf_counter(), bench.sink.count
         await bench.received(count)
         seconds = time.perf_counter() - begun
     return _figure("drain", bench, processes, count, (count - before) / seconds, seconds, used)
@@ -213,6 +133,20 @@ async def measure(servers: Servers, folder: Path, size: int) -> list[Figure]:
     return figures
 
 
+async def _endure(servers: Servers, folder: Path, deliveries: int | None, waiting: int | None) -> int:
+    """What takes long is measured by itself; 1 if anything was lost or came twice."""
+    wrong = 0
+    if deliveries:
+        async with prepared(servers, folder) as bench:
+            grown = await memory(bench, deliveries)
+        wrong += grown.lost + grown.duplicates
+        print(json.dumps(asdict(grown)))
+    if waiting:
+        async with prepared(servers, folder) as bench:
+            print(json.dumps(asdict(await paused(bench, waiting))))
+    return int(wrong > 0)
+
+
 def show(figures: list[Figure]) -> None:
     """As a table."""
     table = Table(
@@ -239,6 +173,8 @@ def main() -> int:
     """1 if anything was lost or came twice."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="1,000 deliveries a scenario in place of 5,000")
+    parser.add_argument("--memory", type=int, metavar="N", help="only the memory over N deliveries")
+    parser.add_argument("--paused", type=int, metavar="N", help="only the CPU of a paused provider with N waiting")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     chosen = parser.parse_args()
     with (
@@ -246,6 +182,8 @@ def main() -> int:
         TemporaryDirectory() as folder,
         embedded_servers(Path(".notipy/bench"), log=lambda line: print(line, file=sys.stderr)) as servers,
     ):
+        if chosen.memory or chosen.paused:
+            return asyncio.run(_endure(servers, Path(folder), chosen.memory, chosen.paused))
         figures = asyncio.run(measure(servers, Path(folder), 1000 if chosen.quick else 5000))
     show(figures)
     if chosen.json:

@@ -17,6 +17,7 @@ from domain.deliver import Deliver, HeldBack, Late, NotClaimed, Result, Settled
 from domain.event import Incoming, event_key
 from domain.failures import place_of
 from domain.operate import Operate, Refused
+from domain.outcome import Hold
 from domain.ports import Deliveries, DispatchQueue
 from domain.text import Fault, describe
 from domain.vocabulary import Channel, Reason, State
@@ -265,4 +266,6 @@ def _log_result(result: Result) -> None:
         log.warning("delivery.late", **about, **told)
     elif isinstance(result, Settled):
         good = delivery.state is State.SENT
-        (log.info if good else log.warning)(f"delivery.{delivery.state}", **about, **(told if not good else {}))
+        forgiven = isinstance(result.outcome, Hold) and result.outcome.forgiven  # `provider.paused` has told it
+        tell = log.info if good else log.debug if forgiven else log.warning
+        tell(f"delivery.{delivery.state}", **about, **(told if not good else {}))

@@ -21,9 +21,13 @@ PATIENCE = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What stands in the way of being ready; nothing if it is ready."""
+    """What stands in the way of being ready; nothing if it is ready.
+
+    `paused`: providers that are at fault. This process is ready all the same, and could not be replaced by a better one.
+    """
 
     problems: tuple[str, ...] = ("starting",)
+    paused: tuple[str, ...] = ()
     at: float = field(default_factory=time.time)
 
     @property
@@ -69,9 +73,8 @@ class Health:
         database, broker = await asyncio.gather(self._answers(self._ping_database), self._answers(self._ping_broker))
         problems = [] if database else ["database unreachable: nothing is taken from the queues"]
         problems += await self._without_consumer() if broker else ["broker unreachable"]
-        paused = self._paused()
-        problems += sorted(set(paused.values()) if database else ())
-        before, self._condition = self._condition, Condition(tuple(problems))
+        paused = tuple(sorted(set(self._paused().values()))) if database else ()
+        before, self._condition = self._condition, Condition(tuple(problems), paused)
         if before.problems != self._condition.problems:
             tell = log.info if self._condition.ready else log.warning
             tell("notipy.ready" if self._condition.ready else "notipy.not_ready", problems=problems)
@@ -153,4 +156,5 @@ class Page:
     async def _ready(self, _: web.Request) -> web.Response:
         condition = self._state()
         status = 200 if condition.ready else 503
-        return web.json_response({"ready": condition.ready, "problems": list(condition.problems)}, status=status)
+        told = {"ready": condition.ready, "problems": list(condition.problems), "paused": list(condition.paused)}
+        return web.json_response(told, status=status)
