@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test lint lock bench clean
+.PHONY: help install demo run test chaos lint lock bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ run: $(STAMP) ## start everything and stay in the foreground until Ctrl-C
 
 test: $(STAMP) ## run the whole test suite against real servers
 	@exec $(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+chaos: $(STAMP) ## run NotiPy under load and inject every fault, three times each (CHAOS_FLAGS="--list")
+	@exec $(BIN)/python -m tests.chaos $(CHAOS_FLAGS)
 
 lint: $(STAMP) ## check style, types and the direction of imports
 	$(BIN)/ruff check

@@ -35,8 +35,8 @@ class AmqpChannel(Protocol):
 class Acks:
     """The acknowledgements of one channel with one consumer: its messages are numbered 1, 2, 3, … as they come.
 
-    Everything up to `_floor` is settled, so one `multiple` covers it; what is settled beyond waits for the gap to
-    close.
+    Everything up to `_floor` is settled, so one `multiple` covers it. What is settled beyond (`_beyond`) waits for the
+    gap to close; if that takes long it is acknowledged alone, and its number kept (`_alone`) until the gap closes.
     """
 
     def __init__(self, channel: AmqpChannel) -> None:
@@ -51,15 +51,27 @@ class Acks:
     def settled(self, tag: int) -> None:
         """The message may be acknowledged; that happens within milliseconds, unless they are held."""
         self._beyond[tag] = 0
-        while self._floor + 1 in self._beyond:
-            self._floor += 1
-            del self._beyond[self._floor]
-            if self._floor in self._alone:  # the broker closes a channel over which a message is acknowledged twice
-                self._alone.discard(self._floor)
-            else:
-                self._last, self._covered = self._floor, self._covered + 1
+        self._advance()
         if self._flushing is None and not self._held:
             self._flushing = asyncio.create_task(self._flush_until_done())
+
+    def given_back(self, tag: int) -> None:
+        """The message is no longer ours: nothing is to be acknowledged, and those behind it need not wait for it."""
+        self._alone.add(tag)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Move the floor up; the broker closes a channel over which a message is acknowledged twice."""
+        while True:
+            tag = self._floor + 1
+            if tag in self._beyond:
+                del self._beyond[tag]
+                self._last, self._covered = tag, self._covered + 1
+            elif tag in self._alone:
+                self._alone.discard(tag)
+            else:
+                return
+            self._floor = tag
 
     def hold(self) -> None:
         """Acknowledge nothing until `release`."""
@@ -89,7 +101,7 @@ class Acks:
             self._flushing = None
 
     def _pending(self) -> bool:
-        return self._covered > 0 or len(self._beyond) > len(self._alone)
+        return self._covered > 0 or bool(self._beyond)
 
     async def _prefix(self) -> None:
         if self._covered:
@@ -105,6 +117,6 @@ class Acks:
 
     async def _one(self, tag: int) -> None:
         """Unless it has been already, or while another one was, the gap before it has closed."""
-        if tag in self._beyond and tag not in self._alone:
+        if self._beyond.pop(tag, None) is not None:
             self._alone.add(tag)
             await self.channel.basic_ack(tag)

@@ -31,7 +31,7 @@ from consumers.publisher import OUTAGES, Publisher
 from consumers.stores import Stores, open_storage
 from consumers.sweeper import Sweeper
 from consumers.topology import COMMANDS, EVENTS, Topology, channel_queue
-from consumers.unrouted import route_again
+from consumers.unrouted import Unrouted
 from consumers.wire import read_leniently
 from domain.accept import Accept
 from domain.audit import Patience
@@ -56,6 +56,7 @@ from storage.suspects import MongoSuspects
 log = structlog.get_logger()
 HEARTBEAT_SECONDS = 10
 """Of AMQP: a dead peer is noticed after three of them."""
+CANCEL_AGAIN_SECONDS = 0.5
 TOPOLOGY_SECONDS = 10.0
 """How often exchanges, queues and bindings are declared anew."""
 BROKER_ADVICE = "see that RabbitMQ runs, has room and raises no alarm, and that amqp_url names it"
@@ -263,7 +264,7 @@ class Application:
         self.metrics = Metrics()
         self._roles = roles
         self._providers = providers
-        self._suspects = MongoSuspects(core.database)
+        self._suspects, self._alone = MongoSuspects(core.database), asyncio.Lock()
         self.circuits = {channel: Circuit(provider.name, core.now) for channel, provider in providers.items()}
         subscriptions = [*self._event_subscriptions(), *self._channel_subscriptions()]
         self.consumers = Consumers(amqp_url(core.settings), subscriptions)
@@ -346,7 +347,7 @@ class Application:
             self.metrics,
             core.now,
             settings.sweeper.interval,
-            lambda: route_again(core.connection, core.publisher, core.topology),
+            Unrouted(core.connection, core.publisher, core.topology).route_again,
         )
 
     @property
@@ -411,6 +412,7 @@ class Application:
             self.metrics,
             core.settings.events.delivery_limit,
             poisoned,
+            self._alone,
         )
         return Subscription(core.topology.queue(queue), concurrency, guarded, lambda: self._paused(channel))
 
@@ -476,7 +478,10 @@ def background(stack: AsyncExitStack, work: Callable[[], Any], name: str) -> Non
     task = asyncio.create_task(forever(), name=f"notipy-{name}")
 
     async def stop() -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        while not task.done():
+            # more than once: until Python 3.12 asyncio.wait_for, which the AMQP client uses, may swallow a cancellation
+            # that comes at the moment of the answer (bpo-37658)
+            task.cancel()
+            await asyncio.wait([task], timeout=CANCEL_AGAIN_SECONDS)
 
     stack.push_async_callback(stop)

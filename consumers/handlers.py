@@ -25,8 +25,8 @@ from domain.vocabulary import Channel, Reason, State
 log = structlog.get_logger()
 Handle = Callable[[AbstractIncomingMessage], Awaitable[None]]
 MAX_COMMAND_BYTES = 64 * 1024
-SUSPICIOUS = 3
-"""A message that was handed out so often, and never settled, may be what ends its consumers."""
+SUSPICIOUS_BEFORE = 2
+"""So many hand-outs before the limit a message is handled alone: it may be what ends its consumers."""
 
 
 class Suspects(Protocol):
@@ -59,6 +59,7 @@ class Guarded:
         metrics: Metrics,
         limit: int,
         poisoned: Callable[[AbstractIncomingMessage], Awaitable[object]],
+        alone: asyncio.Lock,
     ) -> None:
         self._role = role
         self._handle = handle
@@ -67,14 +68,14 @@ class Guarded:
         self._in_flight = metrics.in_flight.labels(role)
         self._limit = limit
         self._poisoned = poisoned
-        self._alone = asyncio.Lock()
+        self._alone = alone
 
     async def __call__(self, message: AbstractIncomingMessage) -> None:
         """Handle one message until it may be acknowledged."""
         self._in_flight.inc()
         try:
             times = handed_out(message)
-            await (self._guarded(message) if times < SUSPICIOUS else self._watched(message, times))
+            await (self._guarded(message) if times < self._limit - SUSPICIOUS_BEFORE else self._watched(message, times))
         finally:
             self._in_flight.dec()
 

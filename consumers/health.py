@@ -23,7 +23,7 @@ PATIENCE = 3.0
 class Condition:
     """What stands in the way of being ready; nothing if it is ready.
 
-    `paused`: providers that are at fault. This process is ready all the same, and could not be replaced by a better one.
+    `paused`: providers that are at fault. The process is ready all the same: another could do no better.
     """
 
     problems: tuple[str, ...] = ("starting",)

@@ -145,12 +145,23 @@ class Consumer:
         if task is not None:
             self.tasks.add(task)
         try:
-            await self.subscription.handle(raw)
-            if raw.delivery_tag is not None:
-                acks.settled(raw.delivery_tag)
+            await self._handled(raw, acks)
         finally:
             if task is not None:
                 self.tasks.discard(task)
+
+    async def _handled(self, message: AbstractIncomingMessage, acks: Acks) -> None:
+        """Handle it to its end; what can be neither handled nor parked goes back to its queue, after a while."""
+        tag = message.delivery_tag or 0
+        try:
+            await self.subscription.handle(message)
+        except Exception as error:  # noqa: BLE001 - told, and the message tried again
+            log.error("message.given_back", queue=self.subscription.queue.name, error=place_of(error))
+            await asyncio.sleep(AGAIN_SECONDS)
+            await message.nack(requeue=True)
+            acks.given_back(tag)
+        else:
+            acks.settled(tag)
 
     def _acks_of(self, channel: AckedChannel) -> Acks:
         """Those of the channel over which a message has just come: one that was restored counts anew."""

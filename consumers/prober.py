@@ -5,7 +5,7 @@ import asyncio
 import structlog
 
 from consumers.metrics import Metrics
-from domain.circuit import Circuit, Mode
+from domain.circuit import Circuit
 from domain.failures import DeliveryFailure, TransientFailure, place_of
 from domain.ports import Provider
 from domain.vocabulary import Channel, Reason
@@ -51,7 +51,7 @@ class Prober:
     def tell(self) -> None:
         """Show in the metrics, and once in the log, whether the provider is paused and why."""
         circuit = self._circuit
-        paused = circuit.reason if circuit.mode is not Mode.CLOSED else None
+        paused = circuit.told
         if paused == self._told:
             return
         about = {"channel": str(self._channel), "provider": self._provider.name}

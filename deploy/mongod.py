@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +36,35 @@ def find_mongod() -> Path:
     )
 
 
-def start_mongod(processes: Processes, space: Workspace, port: int) -> ServerProcess:
-    """Start mongod on `port` of the loopback interface; `await_primary` says when it can be used."""
-    data = space.data / "mongod"
+def start_mongod(
+    processes: Processes, space: Workspace, port: int, *, name: str = "mongod", test_commands: bool = False
+) -> ServerProcess:
+    """Start mongod on `port` of the loopback interface; `await_primary` says when it can be used.
+
+    Started again under the same `name`, it finds its data. With `test_commands` it takes `configureFailPoint`.
+    """
+    data = space.data / name
     data.mkdir(exist_ok=True)
     command: list[str | Path] = [
         *(find_mongod(), "--dbpath", data, "--port", str(port), "--bind_ip", LOOPBACK, "--nounixsocket"),
         *("--replSet", _REPLICA_SET, "--oplogSize", str(_OPLOG_MB), "--wiredTigerCacheSizeGB", str(_CACHE_GB)),
         *("--setParameter", "diagnosticDataCollectionEnabled=false"),
         *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100"),  # by default it waits 15 s for readers
+        *(("--setParameter", "enableTestCommands=1") if test_commands else ()),
         *("--quiet",),
     ]
-    return processes.start("mongod", command, env={"PATH": os.defpath, "LC_ALL": "C"}, log=space.log / "mongod.log")
+    return processes.start(name, command, env={"PATH": os.defpath, "LC_ALL": "C"}, log=space.log / f"{name}.log")
 
 
 def mongo_url(port: int) -> str:
     """Return the connection string, with the database in its path."""
     return f"mongodb://{LOOPBACK}:{port}/{DATABASE}?directConnection=true"
+
+
+def replica_set_url(ports: Sequence[int]) -> str:
+    """Return the connection string of a set of several members, for clients that follow its primary."""
+    hosts = ",".join(f"{LOOPBACK}:{port}" for port in ports)
+    return f"mongodb://{hosts}/{DATABASE}?replicaSet={_REPLICA_SET}"
 
 
 def await_primary(process: ServerProcess, port: int) -> None:
@@ -64,6 +76,32 @@ def await_primary(process: ServerProcess, port: int) -> None:
         process.wait_until(lambda: bool(_hello(client)), timeout=_ANSWER_SECONDS)
         _initiate(client, f"{LOOPBACK}:{port}")
         process.wait_until(lambda: bool(_hello(client).get("isWritablePrimary")), timeout=_ANSWER_SECONDS)
+
+
+def await_replica_set(member: ServerProcess, ports: Sequence[int], *, election_ms: int) -> None:
+    """Make the running mongods on `ports` one set and return when it has a primary; raises StartFailed.
+
+    `member` is the process on the first of the ports; a primary is missed after `election_ms`.
+    """
+    members = [{"_id": number, "host": f"{LOOPBACK}:{port}"} for number, port in enumerate(ports)]
+    settings = {"electionTimeoutMillis": election_ms, "heartbeatIntervalMillis": election_ms // 4}
+    first: MongoClient[dict[str, Any]] = MongoClient(mongo_url(ports[0]), serverSelectionTimeoutMS=200)
+    with first:
+        member.wait_until(lambda: bool(_hello(first)), timeout=_ANSWER_SECONDS)
+        document = {"_id": _REPLICA_SET, "members": members, "settings": settings}
+        member.wait_until(lambda: _accepted(first, document), timeout=_ANSWER_SECONDS)
+    whole: MongoClient[dict[str, Any]] = MongoClient(replica_set_url(ports), serverSelectionTimeoutMS=200)
+    with whole:
+        member.wait_until(lambda: bool(_hello(whole).get("isWritablePrimary")), timeout=_ANSWER_SECONDS)
+
+
+def _accepted(client: MongoClient[dict[str, Any]], configuration: Mapping[str, Any]) -> bool:
+    """Whether the set could be created: not as long as a member does not answer yet."""
+    try:
+        client.admin.command("replSetInitiate", configuration)
+    except OperationFailure as failure:
+        return failure.code == _ALREADY_INITIALIZED
+    return True
 
 
 def _hello(client: MongoClient[dict[str, Any]]) -> Mapping[str, Any]:

@@ -97,6 +97,12 @@ class Processes:
             self._started.append(process)
         return process
 
+    def kill(self, process: ServerProcess) -> None:
+        """Kill one of them with all of its descendants at once, as a crash would, and forget it."""
+        with signals_deferred():
+            _kill(process, descendants(process.pid))
+            self._started.remove(process)
+
     def stop(self, *, timeout: float) -> None:
         """End every process with all of its descendants: asked first, killed after `timeout` seconds or at a signal.
 

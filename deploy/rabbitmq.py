@@ -4,9 +4,10 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deploy.install import ensure_rabbitmq
@@ -51,11 +52,12 @@ class Ports:
 
 @dataclass(frozen=True)
 class RabbitNode:
-    """A node and the epmd that knows its name."""
+    """A node, the epmd that knows its name, and the environment that its programs take their settings from."""
 
     ports: Ports
     server: ServerProcess
     epmd: ServerProcess
+    environment: Mapping[str, str] = field(repr=False)
 
     @property
     def amqp_url(self) -> str:
@@ -72,22 +74,29 @@ class RabbitNode:
         """Address of the broker's own metrics."""
         return f"http://{LOOPBACK}:{self.ports.prometheus}/metrics"
 
+    def control(self, *command: str) -> str:
+        """Run `rabbitmqctl`, which takes about a second; returns what it says, raises CalledProcessError."""
+        program = ensure_rabbitmq().with_name("rabbitmqctl")
+        return subprocess.run(  # noqa: S603 - our own command lines
+            [program, *command], env=dict(self.environment), text=True, capture_output=True, check=True, timeout=60
+        ).stdout
+
     def await_ready(self) -> None:
         """Return when clients and the management interface are served; raises StartFailed."""
         self.server.wait_until(lambda: _speaks_amqp(self.ports.amqp), timeout=_ANSWER_SECONDS)
         self.server.wait_until(RabbitAdmin(self.management_url).answers, timeout=_ANSWER_SECONDS)
 
 
-def start_rabbitmq(processes: Processes, space: Workspace, ports: Ports) -> RabbitNode:
+def start_rabbitmq(processes: Processes, space: Workspace, ports: Ports, *erlang_arguments: str) -> RabbitNode:
     """Start epmd and the node; `await_ready` says when it can be used. The program must have been installed."""
-    program = ensure_rabbitmq()
+    ensure_rabbitmq()
     home = space.data / "rabbitmq"
     home.mkdir(exist_ok=True)
     (home / "rabbitmq.conf").write_text(
         _CONFIGURATION.format(host=LOOPBACK, amqp=ports.amqp, management=ports.management, prometheus=ports.prometheus)
     )
     (home / "enabled_plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
-    env = _environment(home, ports)
+    env = _environment(home, ports, *erlang_arguments)
     # In the foreground, and answering before the node looks for it.
     epmd = processes.start(
         "epmd",
@@ -96,11 +105,21 @@ def start_rabbitmq(processes: Processes, space: Workspace, ports: Ports) -> Rabb
         log=space.log / "epmd.log",
     )
     epmd.wait_until(lambda: _accepts(ports.epmd), timeout=_ANSWER_SECONDS)
-    server = processes.start("rabbitmq", [program], env=env, log=space.log / "rabbitmq.log")
-    return RabbitNode(ports, server, epmd)
+    return RabbitNode(ports, _start_node(processes, space, env), epmd, env)
 
 
-def _environment(home: Path, ports: Ports) -> Mapping[str, str]:
+def restart_rabbitmq(processes: Processes, space: Workspace, node: RabbitNode, *, wiped: bool = False) -> RabbitNode:
+    """Start a node that was killed again, with its data, or `wiped`: an empty one in its place."""
+    if wiped:
+        shutil.rmtree(space.data / "rabbitmq" / "mnesia")
+    return replace(node, server=_start_node(processes, space, node.environment))
+
+
+def _start_node(processes: Processes, space: Workspace, env: Mapping[str, str]) -> ServerProcess:
+    return processes.start("rabbitmq", [ensure_rabbitmq()], env=env, log=space.log / "rabbitmq.log")
+
+
+def _environment(home: Path, ports: Ports, *erlang_arguments: str) -> Mapping[str, str]:
     """All that the start script reads. Nothing is inherited, so that no RABBITMQ_… of the shell gets in."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -124,7 +143,7 @@ def _environment(home: Path, ports: Ports) -> Mapping[str, str]:
         "RABBITMQ_LOG_BASE": str(home / "log"),
         "RABBITMQ_LOGS": "-",
         "RABBITMQ_PID_FILE": str(home / "rabbitmq.pid"),
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _ERLANG_ARGUMENTS,
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join([_ERLANG_ARGUMENTS, *erlang_arguments]),
         # The start script then becomes the Erlang VM by exec instead of waiting for it as a child, so that the
         # kernel's "die with the parent" and our SIGTERM reach the VM itself. `-noinput` takes the input away again.
         "RABBITMQ_ALLOW_INPUT": "1",

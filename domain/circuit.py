@@ -28,6 +28,10 @@ LONGEST_ASKED_FOR = timedelta(hours=1)
 """A provider that asks to be left alone for longer (Retry-After) is asked again after this."""
 JITTER = 0.2
 """A wait is longer by up to this part, so that many processes do not ask at the same moment."""
+FORGIVEN_AT_MOST = 50
+"""Attempts of one delivery that are not counted: a fault that it alone provokes must come to an end."""
+TRIAL_TOLD_FOR = timedelta(minutes=1)
+"""A circuit that waits for a delivery to try is told as paused for so long; afterwards there is just no traffic."""
 CONFIGURATION = frozenset({Reason.AUTHENTICATION, Reason.TLS, Reason.NOT_CONFIGURED})
 """Faults that an operator has to put right: one is enough."""
 
@@ -84,6 +88,12 @@ class Circuit:
         """Why nothing is handed to the provider; None while it is used."""
         return f"provider {self.name} is paused ({self.reason})" if self.mode is Mode.OPEN else None
 
+    @property
+    def told(self) -> Reason | None:
+        """The reason for which it is told to be paused."""
+        trying = self.mode is Mode.TRIAL and self.until is not None and self.now() < self.until
+        return self.reason if self.mode is Mode.OPEN or trying else None
+
     async def admission(self) -> Passage:
         """May this delivery go to the provider? Waits while another one tries."""
         while self.mode is Mode.TRIAL:
@@ -119,7 +129,7 @@ class Circuit:
     def asked(self, failure: DeliveryFailure | None) -> None:
         """The provider was asked: without failure one delivery may try."""
         if failure is None:
-            self.mode = Mode.TRIAL
+            self.mode, self.until = Mode.TRIAL, self.now() + TRIAL_TOLD_FOR
         else:
             self._open(failure)
 
@@ -145,6 +155,10 @@ class Circuit:
         if trial is not None and not trial.done():
             trial.set_result(None)
 
-    def forgives(self, failure: DeliveryFailure) -> bool:
-        """Whether a failed attempt is not the delivery's to pay for: nothing was sent, and the provider is paused."""
-        return isinstance(failure, TransientFailure) and failure.provider_fault and self.mode is Mode.OPEN
+    def forgives(self, failure: DeliveryFailure, forgiven: int) -> bool:
+        """Whether a failed attempt is not the delivery's to pay for: nothing was sent, and the provider is paused.
+
+        `forgiven`: how many of its attempts have been already.
+        """
+        provider = isinstance(failure, TransientFailure) and failure.provider_fault and self.mode is Mode.OPEN
+        return provider and forgiven < FORGIVEN_AT_MOST

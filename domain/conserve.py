@@ -297,7 +297,8 @@ class Audit:
         wrong = await found.add(counted.amiss)
         if may_hold_orphans(sums.stored, counted.of_events, over=over):
             wrong += await found.all_of(self.ledger.orphans(span))
-        good = not wrong and not counted.open and over
+        # a delivery that moved while they were counted may have been counted nowhere: then not for good
+        good = not wrong and not counted.open and over and sums.stored >= counted.of_events
         if good and span.whole:
             await self.ledger.keep(span.start, sums)
         return span, sums, good

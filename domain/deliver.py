@@ -22,6 +22,8 @@ from domain.vocabulary import Reason, State
 
 SEND_SHARE = 0.8
 """The part of a lease that a send may take; the rest is for recording it."""
+HELD_SPREAD = timedelta(seconds=2)
+"""Over which the deliveries that a paused provider holds up come back."""
 EVENTS_KEPT = 16
 """Large events kept in memory for their deliveries: as many broadcasts as run at once, times at most 15 MiB."""
 
@@ -107,7 +109,7 @@ class Deliver:
             self._change(job, State.HELD, self.now(), Reason.PROVIDER_PAUSED, f"{circuit.why}: {circuit.detail}"),
             attempt=before.attempt,
         )
-        held = before.changed(change, circuit.until or change.at)
+        held = before.changed(change, self._when_asked())
         if not await self.deliveries.record(held, before.attempt, [change]):
             return await self._not_claimed(job, redelivered)
         await self.queue.status(held, change)
@@ -161,31 +163,33 @@ class Deliver:
 
     def _failed(self, job: Dispatch, failure: DeliveryFailure) -> Outcome:
         """What follows from a failure: the policy's answer, unless the provider alone is to blame."""
-        if self.circuit.forgives(failure):
+        if self.circuit.forgives(failure, job.delivery.forgiven):
             detail = f"{failure.detail}; the attempt does not count"
-            return Hold(failure.reason, detail, self.circuit.until or self.now(), forgiven=True)
+            return Hold(failure.reason, detail, self._when_asked(), forgiven=True)
         return self.policy.next_attempt(job.attempt - job.delivery.forgiven, failure, self.now(), self.rng)
 
+    def _when_asked(self) -> datetime:
+        """When the provider has been asked; spread a little, so that it is not always the same delivery that tries."""
+        return (self.circuit.until or self.now()) + HELD_SPREAD * self.rng.random()
+
     async def _send(self, message: Message, deadline: datetime) -> str:
-        """Send, and tell the circuit how that went."""
+        """Send within the lease, and tell the circuit how that went."""
         left = self._left(deadline)
         try:
-            answer = await self._send_within(message, left)
-        except DeliveryFailure as failure:
-            self.circuit.ended(failure)
-            raise
+            async with asyncio.timeout(left):
+                answer = await self._handed_over(message)
+        except TimeoutError:
+            # neither a fault that counts nor an answer: one endpoint that hangs says nothing of the provider
+            raise UnknownOutcome(Reason.TIMEOUT, "no answer within the lease") from None
         self.circuit.ended(None)
         return answer
 
-    async def _send_within(self, message: Message, seconds: float) -> str:
-        """Send within the lease: a provider that takes longer is cut off, its outcome unknown."""
+    async def _handed_over(self, message: Message) -> str:
         try:
-            async with asyncio.timeout(seconds):
-                return await self.provider.send(message)
-        except DeliveryFailure:
+            return await self.provider.send(message)
+        except DeliveryFailure as failure:
+            self.circuit.ended(failure)
             raise
-        except TimeoutError:
-            raise UnknownOutcome(Reason.TIMEOUT, "no answer within the lease") from None
         except Exception as error:
             raise UnknownOutcome(Reason.INTERNAL_ERROR, place_of(error)) from error
 

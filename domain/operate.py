@@ -86,13 +86,20 @@ class Operate:
         delivery = await self.deliveries.get(delivery_id)
         if delivery is None or delivery.state.final:
             return Refused("there is no such delivery, or it is final")
-        detail = "its work order ended the process that took it, again and again"
-        change = Change(State.FAILED, self.now(), Reason.POISON, delivery.epoch, delivery.attempt, detail=detail)
-        after = delivery.changed(change, None)
+        claimed = await self.deliveries.claims([delivery.claim_id(delivery.attempt + 1)])
+        change = Change(
+            State.FAILED,
+            self.now(),
+            Reason.POISON,
+            delivery.epoch,
+            delivery.attempt,
+            detail="its work order ended the process that took it, again and again",
+            possible_duplicate=bool(claimed),  # it may have been sent before the process ended
+        )
+        after = self._final(delivery, change)
         if not await self.deliveries.record(after, delivery.attempt, [change]):
             return Refused("it has just been decided otherwise")
-        await self.queue.status(after, change)
-        return after
+        return await self._tell(after, change)
 
     def _final(self, delivery: Delivery, change: Change) -> Delivery:
         """Told by the sweeper, should this process end before it has done so."""

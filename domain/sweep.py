@@ -30,6 +30,8 @@ LONGEST_PATIENCE = timedelta(hours=1)
 """Between two looks at a delivery that is presumed to wait in its queue."""
 RESUMPTIONS = 5
 """An event whose planning was taken up so often and never completed ends the process that plans it: it is parked."""
+TAKEN_WITHIN = timedelta(seconds=10)
+"""That a queue may take to accept a work order. A full one must not stop those of other channels."""
 RECORDING = timedelta(seconds=10)
 """How long after an outage of the database a claim counts as live: its owner repeats its write every few seconds
 (`domain.backoff.LONGEST_WAIT`), and has not died."""
@@ -166,7 +168,12 @@ class Sweep:
             try:
                 if isinstance(event, Exception):
                     raise event
-                after = await self._one(delivery, claim, event, waiting[delivery.channel, delivery.lane])
+                async with asyncio.timeout(TAKEN_WITHIN.total_seconds()):
+                    after = await self._one(delivery, claim, event, waiting[delivery.channel, delivery.lane])
+            except TimeoutError:
+                faults.append(f"notipy.channel.{delivery.channel}.{delivery.lane} takes nothing: it is full")
+                await self.deliveries.postpone(delivery, self.now() + self.overdue)
+                return None
             except Exception as error:  # noqa: BLE001 - told, and tried again; the others go on
                 faults.append(place_of(error))
                 after = await self._unable(delivery, error)

@@ -130,3 +130,10 @@ class Reason(StrEnum):
     INVALID = "invalid"
     BAD_COMMAND = "bad_command"
     POISON = "poison"
+    # a newer version's word, read by this one
+    UNRECOGNISED = "unrecognised"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Reason | None":
+        """Old and new versions run side by side: a word of the newer one must not stop the older one's sweeper."""
+        return cls.UNRECOGNISED if isinstance(value, str) else None

@@ -47,6 +47,15 @@ async def test_one_that_takes_long_does_not_keep_the_others_for_ever_and_is_not_
     await eventually(lambda: channel.gone == {1, 2, 3, 4})
 
 
+async def test_what_was_given_back_is_not_acknowledged() -> None:
+    channel = Channel()
+    acks = Acks(channel)
+    acks.given_back(1)
+    for tag in (2, 3):
+        acks.settled(tag)
+    await eventually(lambda: channel.frames == [(3, True)])
+
+
 async def test_nothing_is_acknowledged_while_held() -> None:
     channel = Channel()
     acks = Acks(channel)

@@ -6,7 +6,16 @@ from random import Random
 
 import pytest
 
-from domain.circuit import FIRST_WAIT, JITTER, LONGEST_WAIT, THRESHOLD, Circuit, Mode
+from domain.circuit import (
+    FIRST_WAIT,
+    FORGIVEN_AT_MOST,
+    JITTER,
+    LONGEST_WAIT,
+    THRESHOLD,
+    TRIAL_TOLD_FOR,
+    Circuit,
+    Mode,
+)
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
 from domain.vocabulary import Reason
 from tests.fakes import Clock
@@ -123,11 +132,21 @@ async def test_a_trial_that_proves_nothing_lets_the_next_one_try(circuit: Circui
 
 
 def test_only_what_was_certainly_not_sent_is_forgiven(circuit: Circuit) -> None:
-    assert not circuit.forgives(down()), "the circuit is closed: the policy decides"
+    assert not circuit.forgives(down(), 0), "the circuit is closed: the policy decides"
     opened(circuit)
-    assert circuit.forgives(down())
-    assert not circuit.forgives(UnknownOutcome(Reason.CONNECTION_LOST, "", provider_fault=True))
-    assert not circuit.forgives(TransientFailure(Reason.MAILBOX_UNAVAILABLE, "451"))
+    assert circuit.forgives(down(), 0)
+    assert not circuit.forgives(down(), FORGIVEN_AT_MOST), "it may be the delivery that provokes the fault"
+    assert not circuit.forgives(UnknownOutcome(Reason.CONNECTION_LOST, "", provider_fault=True), 0)
+    assert not circuit.forgives(TransientFailure(Reason.MAILBOX_UNAVAILABLE, "451"), 0)
+
+
+def test_a_circuit_that_waits_for_a_delivery_is_not_told_as_paused_for_ever(circuit: Circuit, clock: Clock) -> None:
+    opened(circuit)
+    assert circuit.told is Reason.CONNECTION_REFUSED
+    circuit.asked(None)
+    assert circuit.told is Reason.CONNECTION_REFUSED
+    clock.advance(TRIAL_TOLD_FOR)
+    assert circuit.told is None
 
 
 def test_an_answer_to_what_was_under_way_when_it_opened_does_not_close_it(circuit: Circuit) -> None:

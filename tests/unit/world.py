@@ -48,6 +48,7 @@ class World:
     catalog: MemoryCatalog = field(default_factory=lambda: MemoryCatalog([notification()]))
     queue: RecordingQueue = field(default_factory=RecordingQueue)
     provider: ScriptedProvider = field(default_factory=ScriptedProvider)
+    rng: Random = field(default_factory=lambda: Random(7))
     circuit: Circuit = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ class World:
             LEASE,
             OVERDUE,
             self.circuit,
-            Random(7),
+            self.rng,
         )
 
     @property
