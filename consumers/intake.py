@@ -140,15 +140,12 @@ class Consumer:
     async def _receive(self, message: RabbitMessage) -> None:
         self._arrived += 1
         raw = message.raw_message
-        acks = self._acks_of(raw.channel)
-        task = asyncio.current_task()
-        if task is not None:
-            self.tasks.add(task)
-        try:
-            await self._handled(raw, acks)
-        finally:
-            if task is not None:
-                self.tasks.discard(task)
+        task = asyncio.create_task(self._handled(raw, self._acks_of(raw.channel)))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        # the client cancels whatever came over a channel that is lost. What is under way goes on: the message will come
+        # again, to somebody who finds the attempt claimed, and its outcome is worth more than a claim without one
+        await asyncio.shield(task)
 
     async def _handled(self, message: AbstractIncomingMessage, acks: Acks) -> None:
         """Handle it to its end; what can be neither handled nor parked goes back to its queue, after a while."""
@@ -158,8 +155,9 @@ class Consumer:
         except Exception as error:  # noqa: BLE001 - told, and the message tried again
             log.error("message.given_back", queue=self.subscription.queue.name, error=place_of(error))
             await asyncio.sleep(AGAIN_SECONDS)
-            await message.nack(requeue=True)
-            acks.given_back(tag)
+            if not message.channel.is_closed:
+                await message.nack(requeue=True)
+                acks.given_back(tag)
         else:
             acks.settled(tag)
 
@@ -213,6 +211,8 @@ class Consumers:
         while (tasks := self._tasks()) and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(tasks, timeout=left)
         finished = not self._tasks()
+        for task in self._tasks():  # their messages come again, and their claims run out
+            task.cancel()
         await asyncio.gather(*(consumer.flush() for consumer in self._consumers), return_exceptions=True)
         await self._broker.stop()
         return finished

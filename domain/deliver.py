@@ -262,9 +262,12 @@ class Deliver:
             changes.append(sending)
         change, due_at = self._outcome_change(job, outcome, ended)
         changes.append(change)
+        after = delivery.changed(change, due_at)
         if isinstance(outcome, Hold) and outcome.forgiven:
-            delivery = replace(delivery, forgiven=delivery.forgiven + 1)
-        return replace(delivery.changed(change, due_at), history=(*delivery.history, *changes)), changes
+            after = replace(after, forgiven=after.forgiven + 1)
+        if isinstance(outcome, Failed):  # to be parked: by the sweeper, should this process end before it has done so
+            after = replace(after, tell_at=ended + self.overdue)
+        return replace(after, history=(*delivery.history, *changes)), changes
 
     def _outcome_change(self, job: Dispatch, outcome: Outcome, at: datetime) -> tuple[Change, datetime | None]:
         match outcome:
@@ -299,6 +302,11 @@ class Deliver:
         await self._follow_up(job.again(delivery))
         for change in changes:
             await self.queue.status(delivery, change)
+        await self._told(delivery)
+
+    async def _told(self, delivery: Delivery) -> None:
+        if delivery.tell_at is not None:
+            await self.deliveries.told(delivery)
 
     async def _follow_up(self, job: Dispatch) -> None:
         """Publish what the recorded state calls for. Publishing it twice is harmless: claims see to that."""
@@ -317,7 +325,8 @@ class Deliver:
         if stored.attempt == job.attempt or stored.state.final:
             if redelivered:
                 await self._follow_up(replace(job, delivery=stored, attempt=stored.attempt + 1))
-                await self.queue.status(stored, stored.history[-1])
+                await self.queue.status(stored, stored.last_change)
+                await self._told(stored)
             return NotClaimed(stored, "decided")
         claims = await self.deliveries.claims([stored.claim_id(job.attempt)])
         for claim in claims.values():

@@ -95,6 +95,11 @@ class Delivery:
         """What a provider takes as the idempotency key: the same for every attempt of an epoch."""
         return f"{self.id}/{self.epoch}"
 
+    @property
+    def last_change(self) -> Change:
+        """The one that led to its present state; a late outcome may have been noted after it."""
+        return next((each for each in reversed(self.history) if each.state is self.state), self.history[-1])
+
     def claim_id(self, attempt: int) -> str:
         """The unique id under which an attempt of this epoch is claimed."""
         return f"{self.id}/{self.epoch}/{attempt}"

@@ -149,7 +149,7 @@ class Sweep:
         return len(untold)
 
     async def _told(self, delivery: Delivery) -> None:
-        change = delivery.history[-1]
+        change = delivery.last_change
         if delivery.state is State.FAILED:
             await self.queue.park(Dispatch(delivery, delivery.attempt, None), change.reason, change.detail or "")
         await self.queue.status(delivery, change)

@@ -16,8 +16,10 @@ from config.settings import Settings
 from consumers.app import Application, running
 from deploy.embedded import embedded_servers
 from deploy.processes import free_ports
+from deploy.rabbit_admin import RabbitAdmin
 from domain.circuit import Mode
 from domain.vocabulary import Channel, Reason, State
+from tests.conftest import SharedServers
 from tests.contract.peers import Mailbox, password_is, real_smtp
 from tests.running import ORDER_SHIPPED, Stack, order, total
 from tests.waiting import eventually
@@ -26,11 +28,11 @@ QUEUE = "notipy.channel.email.normal"
 COUNT = 40
 
 
-def with_server(config: dict[str, Any], url: str) -> Settings:
+def with_server(config: dict[str, Any], url: str, timeout: str = "2s") -> Settings:
     email = {
         "retry": ["100ms", "200ms", "200ms"],
         "concurrency": 10,
-        "providers": [{"name": "primary", "kind": "smtp", "url": url, "from": "shop@example.org", "timeout": "2s"}],
+        "providers": [{"name": "primary", "kind": "smtp", "url": url, "from": "shop@example.org", "timeout": timeout}],
     }
     return Settings.model_validate({**config, "channels": {"email": email}})
 
@@ -170,3 +172,33 @@ async def test_a_deleted_queue_is_declared_again_and_what_was_in_it_is_sent(
 
         await eventually(nothing_unrouted, timeout=20)
     assert {delivery.state for delivery in await stack.deliveries()} == {State.SENT}
+
+
+async def test_what_is_under_way_when_the_channel_is_lost_goes_on_and_is_sent_once(
+    config: dict[str, Any], stack: Stack, servers: SharedServers, vhost: str
+) -> None:
+    mailbox, answer = Mailbox(), asyncio.Event()
+
+    class Slow(SMTP):
+        async def smtp_RCPT(self, arg: str) -> None:
+            await answer.wait()
+            await super().smtp_RCPT(arg)
+
+    server = await asyncio.get_running_loop().create_server(lambda: Slow(mailbox), "127.0.0.1", 0)
+    patient = {**config, "lease": "2m", "sweeper": {"interval": "200ms", "overdue": "2m"}}
+    url = f"smtp://127.0.0.1:{server.sockets[0].getsockname()[1]}?tls=none"
+    settings = with_server(patient, url, timeout="1m")
+    await stack.apply(ORDER_SHIPPED)
+    admin, name = RabbitAdmin(servers.management_url), vhost.rsplit("/", 1)[1]
+    async with running(settings) as application:
+        event = await stack.publish(order())
+        await stack.reach(event, State.SENDING)
+        await eventually(lambda: asyncio.to_thread(admin.close_connections, name), timeout=20)
+        # the message has come again, and found its attempt claimed
+        await eventually(lambda: total(application, "notipy_not_claimed_total", why="claimed") == 1, timeout=40)
+        answer.set()
+        (delivery,) = await stack.final(event, timeout=40)
+    server.close()
+    await server.wait_closed()
+    assert (delivery.state, delivery.attempt, delivery.possible_duplicate) == (State.SENT, 1, False)
+    assert len(mailbox.mails) == 1

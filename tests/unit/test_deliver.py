@@ -8,7 +8,7 @@ from domain.dispatch import STALE_AFTER, Dispatch
 from domain.failures import PermanentFailure, TransientFailure, UnknownOutcome
 from domain.ports import Claim
 from domain.vocabulary import Reason, Semantics, State
-from tests.unit.world import LEASE, SMALL, World
+from tests.unit.world import LEASE, OVERDUE, SMALL, World
 
 
 async def first(world: World, body: bytes = SMALL) -> Dispatch:
@@ -269,3 +269,28 @@ async def test_the_attempts_of_the_policy_are_those_that_count() -> None:
     stored = world.deliveries.stored[job.delivery.id]
     assert stored.state is State.FAILED
     assert stored.attempt - stored.forgiven == world.policy.attempts
+
+
+async def test_a_failure_whose_process_ended_before_it_was_parked_is_parked_by_the_sweeper() -> None:
+    world = World()
+    world.provider.script = [PermanentFailure(Reason.RECIPIENT_REJECTED, "550 no")]
+    job = await first(world)
+    world.queue.park = None  # type: ignore[method-assign, assignment]
+    with pytest.raises(TypeError):
+        await world.deliver(job)
+    del world.queue.park
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.tell_at) == (State.FAILED, world.clock() + OVERDUE)
+    world.clock.advance(OVERDUE)
+    await world.sweep()
+    ((parked, reason, _),) = world.queue.parked
+    assert (parked.delivery.id, reason) == (job.delivery.id, Reason.RECIPIENT_REJECTED)
+    assert world.deliveries.stored[job.delivery.id].tell_at is None
+
+
+async def test_a_failure_that_was_parked_is_told_no_more() -> None:
+    world = World()
+    world.provider.script = [PermanentFailure(Reason.RECIPIENT_REJECTED, "550 no")]
+    job = await first(world)
+    await world.deliver(job)
+    assert world.deliveries.stored[job.delivery.id].tell_at is None
