@@ -200,7 +200,17 @@ class Publisher:
             raise refused
 
     async def _waited(self, operation: Callable[[], Awaitable[T]]) -> T:
-        return await wait_out(operation, OUTAGES, self.on_outage)
+        return await wait_out(lambda: _telling_a_lost_channel(operation), OUTAGES, self.on_outage)
+
+
+async def _telling_a_lost_channel(operation: Callable[[], Awaitable[T]]) -> T:
+    """The client ends what waits for an answer over a channel that is lost in a bare `Exception` (aiormq's base.py)."""
+    try:
+        return await operation()
+    except Exception as error:
+        if type(error) is Exception:
+            raise ConnectionError("the channel was lost") from error
+        raise
 
 
 def _lane_key(job: Dispatch) -> str:
