@@ -12,7 +12,8 @@ from domain.vocabulary import Channel
 @pytest.mark.parametrize("outage", [Exception, ConnectionError, TimeoutError], ids=lambda outage: outage.__name__)
 async def test_a_lost_channel_is_waited_out_whatever_the_client_makes_of_it(outage: type[Exception]) -> None:
     publisher = Publisher(cast("Any", None), Topology((Channel.EMAIL,), ()))
-    errors, told = [outage("gone"), outage("still gone")], []
+    errors: list[Exception] = [outage("gone"), outage("still gone")]
+    told: list[BaseException] = []
     publisher.on_outage = told.append
 
     async def publish() -> str:
