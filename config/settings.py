@@ -93,7 +93,7 @@ class EventsSettings(_Section):
 
     max_bytes: Annotated[int, Field(ge=1024, le=15 * 1024 * 1024)] = 4 * 1024 * 1024
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 200
-    delivery_limit: Annotated[int, Field(ge=3)] = 8
+    delivery_limit: Annotated[int, Field(ge=3, le=19)] = 8
 
 
 class StatusSettings(_Section):

@@ -104,7 +104,13 @@ class Guarded:
         await self._poisoned(message)
 
     async def _park(self, message: AbstractIncomingMessage, reason: Reason, told: str) -> None:
-        await self._queue.reject(incoming(message), reason, [Fault("", told)], self._role)
+        await self._queue.reject(incoming(message), reason, [Fault("", told)], self._role, _about(message))
+
+
+def _about(message: AbstractIncomingMessage) -> dict[str, object]:
+    """Which delivery a work order is about: by these headers a replay or a drop finds the parked message."""
+    named = (codec.DELIVERY, codec.EPOCH, codec.ATTEMPT, codec.EVENT_ID, codec.SOURCE, codec.TYPE)
+    return {name: message.headers[name] for name in named if name in message.headers}
 
 
 def handed_out(message: AbstractIncomingMessage) -> int:
@@ -150,7 +156,8 @@ class DeliveryHandler:
         try:
             job = codec.read_dispatch(message.body)
         except codec.NotADispatch as fault:
-            await self._queue.reject(incoming(message), Reason.INVALID, [Fault("", str(fault))], str(self._channel))
+            where = str(self._channel)
+            await self._queue.reject(incoming(message), Reason.INVALID, [Fault("", str(fault))], where, _about(message))
             log.warning("dispatch.unusable", channel=str(self._channel), detail=str(fault))
             return
         result = await self._deliver(job, redelivered=bool(message.redelivered))

@@ -5,7 +5,7 @@ an alarm, its acknowledgements too.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, Literal, TypeVar
@@ -42,6 +42,10 @@ WINDOW = 500
 """Publishes under way at once: confirmations are pipelined on one channel, and bounded."""
 MAX_DETAIL = 2000
 """Characters of a reason's detail in a header; the broker limits a message's headers to one frame."""
+
+
+class TopologyDiffers(Exception):
+    """Something of the same name exists with other arguments: `notipy topology --check` says what."""
 
 
 class Publisher:
@@ -96,12 +100,19 @@ class Publisher:
         headers = codec.dispatch_headers(job) | _why(reason, detail) | {codec.ATTEMPT: job.delivery.attempt}
         await self._publish(DEAD, str(job.delivery.channel), codec.dispatch_body(job), headers)
 
-    async def reject(self, incoming: Incoming, reason: Reason, faults: Sequence[Fault], where: str = "events") -> None:
+    async def reject(
+        self,
+        incoming: Incoming,
+        reason: Reason,
+        faults: Sequence[Fault],
+        where: str = "events",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         """To `notipy.dead` under `where`: the body as it came, every field's fault in a header."""
         told = [{"field": fault.field, "fault": fault.fault} for fault in faults[:MAX_FAULTS]]
         while len(told) > 1 and len(orjson.dumps(told)) > MAX_DETAIL:
             told.pop()
-        headers = _why(reason, orjson.dumps(told).decode())
+        headers = {**(about or {}), **_why(reason, orjson.dumps(told).decode())}
         origin = {codec.ROUTING_KEY: incoming.routing_key, codec.MESSAGE_ID: incoming.message_id}
         headers |= {name: value for name, value in origin.items() if value is not None}
         await self._publish(DEAD, where, incoming.body, headers)
@@ -137,6 +148,8 @@ class Publisher:
                 channel = await self._passing_channel()
                 try:
                     await self._topology.declare(channel)
+                except aio_pika.exceptions.ChannelPreconditionFailed as error:
+                    raise TopologyDiffers(str(error)) from None
                 finally:
                     await channel.close()
 

@@ -58,12 +58,18 @@ class Supervisor:
     def state(self) -> Condition:
         """Ready when every worker says so and none has fallen silent."""
         families = text_string_to_metric_families(generate_latest(self._registry).decode())
-        values = {s.name: s.value for family in families for s in family.samples if not s.labels}
+        samples = [sample for family in families for sample in family.samples]
+        values = {s.name: s.value for s in samples if not s.labels}
+        paused = {
+            f"provider {s.labels['provider']} is paused ({s.labels['reason']})"
+            for s in samples
+            if s.name == "notipy_provider_paused" and s.value > 0
+        }
         ready = int(values.get("notipy_ready", 0))
         problems = [] if ready == self._workers else [f"{ready} of {self._workers} workers are ready"]
         if ready and time.time() - values.get("notipy_heartbeat_timestamp_seconds", 0.0) > STALE:
             problems.append("a worker has fallen silent")
-        return Condition(tuple(problems))
+        return Condition(tuple(problems), tuple(sorted(paused)))
 
     async def _keep(self, number: int) -> int:
         """One worker, started again whenever it ends by itself."""

@@ -114,8 +114,10 @@ class Accept:
 
     async def _again(self, event: Event, incoming: Incoming) -> Verdict:
         """A second message of a stored event: the work of a consumer that died, or a producer's repetition."""
-        stored = await self.events.get(event.key) if incoming.redelivered else None
-        if stored is not None and stored.state is EventState.ACCEPTED:
+        stored = await self.events.get(event.key)
+        cut_short = incoming.redelivered and stored is not None and stored.state is EventState.ACCEPTED
+        given_up = stored is not None and stored.state is EventState.FAILED  # and published again, by an operator
+        if stored is not None and (cut_short or given_up):
             return await self.resume(stored)
         return Duplicate(event)
 

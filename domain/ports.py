@@ -73,8 +73,8 @@ class Events(Protocol):
         """Events whose planning was not completed in time."""
         ...
 
-    async def postpone(self, key: str, due_at: datetime) -> None:
-        """Look again later, and count that it was taken up."""
+    async def postpone(self, key: str, due_at: datetime, taken_up: int = 1) -> None:
+        """Look again later, and count that it was taken up; `taken_up`: -1 to take the count back."""
         ...
 
 
@@ -211,8 +211,15 @@ class DispatchQueue(Protocol):
         """To its channel's dead-letter queue."""
         ...
 
-    async def reject(self, incoming: Incoming, reason: Reason, faults: Sequence[Fault], where: str = "events") -> None:
-        """A message that cannot be used, to `notipy.dead.<where>`."""
+    async def reject(
+        self,
+        incoming: Incoming,
+        reason: Reason,
+        faults: Sequence[Fault],
+        where: str = "events",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """A message that cannot be used, to `notipy.dead.<where>`; `about`: headers of its own that it keeps."""
         ...
 
     async def status(self, delivery: Delivery, change: Change) -> None:

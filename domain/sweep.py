@@ -30,6 +30,8 @@ LONGEST_PATIENCE = timedelta(hours=1)
 """Between two looks at a delivery that is presumed to wait in its queue."""
 RESUMPTIONS = 5
 """An event whose planning was taken up so often and never completed ends the process that plans it: it is parked."""
+PLANNED_WITHIN = timedelta(minutes=5)
+"""That planning an event may take, of many thousand recipients too."""
 TAKEN_WITHIN = timedelta(seconds=10)
 """That a queue may take to accept a work order. A full one must not stop those of other channels."""
 RECORDING = timedelta(seconds=10)
@@ -99,25 +101,26 @@ class Sweep:
     outage_ended: Callable[[], datetime | None] = lambda: None
 
     async def __call__(self) -> Swept:
-        """One round: events that were not planned to the end, deliveries that are due, ends that nobody was told of.
+        """One round: deliveries that are due, ends that nobody was told of, events that were not planned to the end.
 
         What cannot be driven on is told and tried again later; it does not stop the others.
         """
         faults: list[str] = []
-        events, poison = await self._events(faults)
         found: list[Driven] = []
         waiting: dict[tuple[Channel, Lane], Waiting] = {}
         while batch := await self.deliveries.due(self.now(), BATCH):
             found += await self._batch(batch, waiting, faults)
             if len(batch) < BATCH:
                 break
+        told = await self._tell()
+        events, poison = await self._events(faults)  # last: one whose deliveries find a full queue takes long
         return Swept(
             events,
             Counter(driven.reason for driven in found),
             Counter((driven.channel, driven.state, driven.reason) for driven in found if driven.state.final),
             faults,
             poison,
-            await self._tell(),
+            told,
         )
 
     async def _events(self, faults: list[str]) -> tuple[int, int]:
@@ -127,7 +130,12 @@ class Sweep:
         for stored in due:
             await self.events.postpone(stored.key, self.now() + max(self.overdue, self.now() - stored.received_at))
             try:
-                await (self._park_event(stored) if stored in poison else self.accept.resume(stored))
+                async with asyncio.timeout(PLANNED_WITHIN.total_seconds()):
+                    await (self._park_event(stored) if stored in poison else self.accept.resume(stored))
+            except TimeoutError:
+                faults.append("an event was not planned in time: a queue may be full")
+                await self.events.postpone(stored.key, self.now() + self.overdue, taken_up=-1)
+                break
             except Exception as error:  # noqa: BLE001 - told, and tried again; the others go on
                 faults.append(place_of(error))
         return len(due), len(poison)

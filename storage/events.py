@@ -47,10 +47,10 @@ class MongoEvents:
         query = {"due_at": {"$lt": before} if before else {"$exists": True}}
         return await self._database.run(lambda: self._collection.count_documents(query, hint="due_at"))
 
-    async def postpone(self, key: str, due_at: datetime) -> None:
+    async def postpone(self, key: str, due_at: datetime, taken_up: int = 1) -> None:
         """Only while it is due at all: one that is settled meanwhile stays so."""
         condition = {"_id": key, "due_at": {"$exists": True}}
-        await self._updates.submit(Update(condition, {"$set": {"due_at": due_at}, "$inc": {"resumed": 1}}))
+        await self._updates.submit(Update(condition, {"$set": {"due_at": due_at}, "$inc": {"resumed": taken_up}}))
 
     async def _insert(self, documents: list[Document]) -> Sequence[bool | Exception]:
         return await insert_own(self._database, self._collection, documents)

@@ -54,10 +54,10 @@ class MemoryEvents:
         due = sorted((at, key) for key, at in self.due_at.items() if at <= now)
         return [self.stored[key] for _, key in due[:limit]]
 
-    async def postpone(self, key: str, due_at: datetime) -> None:
+    async def postpone(self, key: str, due_at: datetime, taken_up: int = 1) -> None:
         if key in self.due_at:
             self.due_at[key] = due_at
-            self.stored[key] = replace(self.stored[key], resumed=self.stored[key].resumed + 1)
+            self.stored[key] = replace(self.stored[key], resumed=self.stored[key].resumed + taken_up)
 
 
 class MemoryDeliveries:
@@ -178,7 +178,14 @@ class RecordingQueue:
     async def park(self, job: Dispatch, reason: Reason, detail: str) -> None:
         self.parked.append((job, reason, detail))
 
-    async def reject(self, incoming: Incoming, reason: Reason, faults: Sequence[Fault], where: str = "events") -> None:
+    async def reject(
+        self,
+        incoming: Incoming,
+        reason: Reason,
+        faults: Sequence[Fault],
+        where: str = "events",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         self.rejected.append((incoming, reason, faults))
 
     async def status(self, delivery: Delivery, change: Change) -> None:

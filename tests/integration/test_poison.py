@@ -112,6 +112,7 @@ async def test_a_work_order_that_ends_its_consumer_is_parked_and_its_delivery_fa
     assert parked.headers["x-notipy-reason"] == "poison"
     assert (ended.state, ended.reason) == (State.FAILED, Reason.POISON)
     assert ended.id == planned.id
+    assert (parked.headers["x-notipy-delivery"], parked.headers["x-notipy-epoch"]) == (ended.id, 1)
     assert sent.state is State.SENT
 
 

@@ -1,5 +1,6 @@
 import asyncio
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -176,3 +177,14 @@ async def test_a_definitions_expiry_counts_from_the_events_time() -> None:
     (delivery,) = world.deliveries.stored.values()
     assert delivery.expires_at == world.clock() + timedelta(minutes=10)
     assert delivery.lane == "high"
+
+
+async def test_an_event_that_was_given_up_is_planned_when_it_is_published_again() -> None:
+    world = World()
+    await world.accepted()
+    (key,) = world.events.stored
+    world.deliveries.stored.clear()
+    world.events.stored[key] = replace(world.events.stored[key], state=EventState.FAILED, planned=0)
+    (job,) = await world.accepted()
+    assert job.delivery.state is State.QUEUED
+    assert (world.events.stored[key].state, world.events.stored[key].planned) == (EventState.PLANNED, 1)

@@ -1,8 +1,10 @@
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
+from domain.dispatch import Dispatch
 from domain.failures import TransientFailure
 from domain.operate import Refused
 from domain.ports import Purpose
@@ -283,3 +285,32 @@ async def test_a_queue_that_nobody_takes_from_is_given_nothing_twice() -> None:
     world.clock.advance(OVERDUE + timedelta(hours=1))
     await world.sweep()
     assert len(world.queue.dispatched) == 1
+
+
+async def test_a_full_queue_stops_neither_other_channels_nor_the_sweeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domain.sweep.TAKEN_WITHIN", timedelta(milliseconds=20))
+    monkeypatch.setattr("domain.sweep.PLANNED_WITHIN", timedelta(milliseconds=20))
+    world = World()
+    (stuck,) = await world.accepted(message_id="m-1")
+    (free,) = await world.accepted(message_id="m-2")
+    await world.accepted(message_id="m-3")
+    unplanned = next(key for key, event in world.events.stored.items() if event.id == "m-3")
+    world.events.due_at[unplanned] = world.clock()
+    dispatch, dispatched = world.queue.dispatch, []
+
+    async def full(job: Dispatch) -> None:
+        if job.delivery.id != free.delivery.id:
+            await asyncio.Event().wait()
+        dispatched.append(job)
+
+    world.queue.dispatch = full  # type: ignore[method-assign]
+    world.clock.advance(OVERDUE)
+    swept = await world.sweep()
+    assert [job.delivery.id for job in dispatched] == [free.delivery.id]
+    assert any("full" in fault for fault in swept.faults)
+    assert world.events.stored[unplanned].resumed == 0, "that its queue is full is no fault of the event's"
+    assert world.deliveries.stored[stuck.delivery.id].state is State.QUEUED
+    world.queue.dispatch = dispatch  # type: ignore[method-assign]
+    world.clock.advance(OVERDUE * 2)
+    await world.sweep()
+    assert stuck.delivery.id in {job.delivery.id for job in world.queue.dispatched}
