@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import timedelta
 
 import structlog
@@ -21,9 +20,6 @@ SHOW_EVERY = timedelta(seconds=10)
 """How often the gauges are counted anew."""
 LEASE_ROUNDS = 3
 """A leader that has not come round for so many intervals is replaced."""
-
-
-GIVE_UP_SECONDS = 1.0
 
 
 class Sweeper:
@@ -61,9 +57,7 @@ class Sweeper:
                     shown = self._now()
                 await asyncio.sleep(self._interval.total_seconds())
         finally:
-            with suppress(Exception):  # another takes over when the lease ends; stopping does not wait for a database
-                async with asyncio.timeout(GIVE_UP_SECONDS):
-                    await self._leadership.give_up()
+            await self._leadership.leave()
 
     async def _leads(self) -> bool:
         return await self._leadership.held(self._now(), max(self._interval * LEASE_ROUNDS, timedelta(seconds=5)))

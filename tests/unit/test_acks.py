@@ -62,7 +62,7 @@ async def test_nothing_is_acknowledged_while_held() -> None:
     acks.hold()
     for tag in (1, 2):
         acks.settled(tag)
-    await asyncio.sleep(0.02)
+    assert acks._flushing is None, "nothing is under way that could acknowledge them"
     assert not channel.frames
     acks.release()
     await eventually(lambda: channel.gone == {1, 2})
@@ -73,7 +73,7 @@ async def test_a_closed_channel_is_left_alone() -> None:
     acks = Acks(channel)
     channel.is_closed = True
     acks.settled(1)
-    await asyncio.sleep(0.02)
+    await eventually(lambda: acks._flushing is None)
     assert not channel.frames
 
 
