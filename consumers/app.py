@@ -274,6 +274,7 @@ class Application:
             self.consumers.connected,
             core.publisher.counts,
             core.publisher.declare,
+            self.consumers.renew,
             queues,
             self.consumers.paused,
             self.metrics,

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -45,6 +45,7 @@ class Health:
         ping_broker: Callable[[], Awaitable[bool]],
         counts: Callable[[str], Awaitable[tuple[int, int] | None]],
         declare: Callable[[], Awaitable[None]],
+        renew: Callable[[Collection[str]], Awaitable[None]],
         queues: Sequence[str],
         paused: Callable[[], Mapping[str, str]],
         metrics: Metrics,
@@ -53,6 +54,7 @@ class Health:
         self._ping_broker = ping_broker
         self._counts = counts
         self._declare = declare
+        self._renew = renew
         self._queues = queues
         self._paused = paused
         self._metrics = metrics
@@ -66,6 +68,8 @@ class Health:
         """Look again and again, until cancelled."""
         while True:
             await self.look()
+            if self._condition.ready:
+                await self._renew(())  # here, so that no look meets a queue whose consumer is just being renewed
             await asyncio.sleep(EVERY)
 
     async def look(self) -> Condition:
@@ -93,24 +97,26 @@ class Health:
             return False
 
     async def _without_consumer(self) -> list[str]:
-        problems, paused, missing = [], self._paused(), False
+        problems, paused, missing = [], self._paused(), set()
         for queue in self._queues:
             try:
                 async with asyncio.timeout(PATIENCE):
                     found = await self._counts(queue)
             except TimeoutError:
                 return ["broker does not answer"]
-            missing = missing or found is None
+            if found is None:
+                missing.add(queue)
             if found is None or not (found[1] or queue in paused):
                 problems.append(f"queue {queue} {'is missing' if found is None else 'has no consumer'}")
         if missing:
-            await self._answers(self._mend)
+            await self._mend(missing)
         return problems
 
-    async def _mend(self) -> None:
-        """Somebody has deleted a queue, or the broker has lost it: declare what is missing."""
-        log.warning("topology.incomplete")
-        await self._declare()
+    async def _mend(self, missing: Collection[str]) -> None:
+        """Somebody has deleted a queue, or the broker has lost it: declare what is missing, and consume from it."""
+        log.warning("topology.incomplete", missing=sorted(missing))
+        await self._answers(self._declare)
+        await self._renew(missing)
 
 
 class Page:

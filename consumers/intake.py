@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +16,7 @@ from faststream.rabbit.schemas import ExchangeType
 
 from consumers.acks import Acks
 from consumers.acks import AmqpChannel as AckedChannel
+from consumers.publisher import OUTAGES
 from consumers.topology import Queue
 from domain.failures import place_of
 
@@ -35,6 +36,8 @@ CANCEL_SECONDS = 5.0
 """That the broker may take to confirm a cancellation."""
 LOOK_SECONDS = 0.2
 """Between two looks whether a consumer should consume."""
+DEAF_SECONDS = 60.0
+"""Without a message, after which a consumer is renewed."""
 AGAIN_SECONDS = 2.0
 """After a consumer could not be started, before the next try."""
 
@@ -61,6 +64,7 @@ class Consumer:
         self.subscription = subscription
         self.tasks: set[asyncio.Task[None]] = set()
         self._arrived = 0
+        self._heard_at = time.monotonic()
         self._acks: Acks | None = None
         self._not_before = 0.0
         self._subscriber: Any = broker.subscriber(
@@ -88,6 +92,24 @@ class Consumer:
     def begin(self) -> None:
         """Before the broker starts: FastStream consumes before it sets this, and swallows what comes in between."""
         self._subscriber.running = True
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it has been idle for so long that it may be deaf, which nothing here tells from an empty queue."""
+        return self.consuming and not self.tasks and time.monotonic() - self._heard_at > DEAF_SECONDS
+
+    async def renew(self) -> None:
+        """Consume over a fresh channel; what the broker believes to be under way to the old one goes to others."""
+        self._heard_at = time.monotonic()
+        robust = self._subscriber._queue_obj.channel
+        try:
+            async with asyncio.timeout(AGAIN_SECONDS):
+                old = await robust.get_underlay_channel()
+                await old.close()  # and the robust channel around it opens another, with its consumer
+                while (fresh := await robust.get_underlay_channel()) is old or not fresh.consumers:
+                    await asyncio.sleep(QUIET_SECONDS)
+        except OUTAGES as error:  # what is lost altogether is restored by the client, or seen by health
+            log.info("consumer.not_renewed", queue=self.subscription.queue.name, error=place_of(error))
 
     async def keep(self) -> None:
         """Consume if it should, cease if it should not; what cannot be done now is tried again later."""
@@ -139,6 +161,7 @@ class Consumer:
 
     async def _receive(self, message: RabbitMessage) -> None:
         self._arrived += 1
+        self._heard_at = time.monotonic()
         raw = message.raw_message
         task = asyncio.create_task(self._handled(raw, self._acks_of(raw.channel)))
         self.tasks.add(task)
@@ -196,6 +219,19 @@ class Consumers:
         while True:
             await asyncio.gather(*(consumer.keep() for consumer in self._consumers))
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def renew(self, queues: Collection[str]) -> None:
+        """Renew the consumers of queues that were gone, and one of those that have heard nothing for long.
+
+        The broker tells a consumer that its queue is gone, unless a queue of the name is there again at that moment:
+        then it consumes from that by itself, and forgets it with the old one. What it sends from there on reaches
+        nobody and is not given back before the channel closes (seen with RabbitMQ 3.10 and a quorum queue;
+        `handle_consuming_queue_down_or_eol` in its rabbit_channel.erl).
+        """
+        gone = [each for each in self._consumers if each.subscription.queue.name in queues and each.connected]
+        idle = [each for each in self._consumers if each.suspect and each not in gone]
+        for consumer in (*gone, *idle[:1]):
+            await consumer.renew()
 
     async def stop(self, grace: timedelta) -> bool:
         """Cancel the consumers, let what is in progress end, then disconnect; False if some did not end in time.

@@ -43,6 +43,19 @@ async def test_a_queue_that_was_deleted_is_there_again_and_bound(
     assert delivery.attempt == 2
 
 
+async def test_a_consumer_that_the_broker_forgets_is_renewed(
+    stack: Stack, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consumers.intake.DEAF_SECONDS", 0.5)
+    monkeypatch.setattr("consumers.health.EVERY", 0.1)
+    await stack.apply(ORDER_SHIPPED)
+    async with running(settings):
+        for _ in range(5):  # of which the broker forgets one or two: the queue is never seen missing
+            await stack.channel.queue_delete("notipy.events")
+            await stack.core.publisher.declare()
+            await stack.final(await stack.publish(order()))
+
+
 async def test_a_reconnection_into_a_network_that_swallows_packets_is_given_up_and_tried_again(
     stack: Stack, proxied: Settings, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
