@@ -106,10 +106,14 @@ class Consumer:
             async with asyncio.timeout(AGAIN_SECONDS):
                 old = await robust.get_underlay_channel()
                 await old.close()  # and the robust channel around it opens another, with its consumer
-                while (fresh := await robust.get_underlay_channel()) is old or not fresh.consumers:
+                while await self._restoring(old):  # noqa: ASYNC110 - nobody tells when
                     await asyncio.sleep(QUIET_SECONDS)
         except OUTAGES as error:  # what is lost altogether is restored by the client, or seen by health
             log.info("consumer.not_renewed", queue=self.subscription.queue.name, error=place_of(error))
+
+    async def _restoring(self, old: object) -> bool:
+        fresh = await self._subscriber._queue_obj.channel.get_underlay_channel()
+        return fresh is old or not fresh.consumers
 
     async def keep(self) -> None:
         """Consume if it should, cease if it should not; what cannot be done now is tried again later."""
