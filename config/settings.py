@@ -25,7 +25,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from domain.duration import Duration, format_duration
 from domain.retry import DEFAULT_SCHEDULE, DEFAULT_TIERS, RetryPolicy
 from domain.text import faults_of
-from domain.vocabulary import Channel, Semantics
+from domain.vocabulary import Channel, Lane, Semantics
 
 DEFAULT_FILE = Path("notipy.yaml")
 RETENTION_LEAST, RETENTION_MOST = timedelta(days=1), timedelta(days=36_500)
@@ -94,6 +94,21 @@ class EventsSettings(_Section):
     max_bytes: Annotated[int, Field(ge=1024, le=15 * 1024 * 1024)] = 4 * 1024 * 1024
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 200
     delivery_limit: Annotated[int, Field(ge=3, le=19)] = 8
+
+
+class DispatchSettings(_Section):
+    """How many deliveries of a channel's lane may travel in one message; of the lane `high` always one.
+
+    One where nothing else is under way; more under load, or for an event with many recipients.
+    """
+
+    normal: Annotated[int, Field(ge=1, le=500)] = 100
+    bulk: Annotated[int, Field(ge=1, le=500)] = 100
+
+    @property
+    def together(self) -> Mapping[Lane, int]:
+        """By lane."""
+        return {Lane.HIGH: 1, Lane.NORMAL: self.normal, Lane.BULK: self.bulk}
 
 
 class StatusSettings(_Section):
@@ -181,6 +196,7 @@ class Settings(BaseSettings):
     mongo_url: SecretStr = SecretStr("mongodb://127.0.0.1:27017/notipy")
     channels: dict[Channel, ChannelSettings] = Field(default_factory=dict)
     events: EventsSettings = EventsSettings()
+    dispatch: DispatchSettings = DispatchSettings()
     status: StatusSettings = StatusSettings()
     sweeper: SweeperSettings = SweeperSettings()
     retention: RetentionSettings = RetentionSettings()

@@ -107,7 +107,7 @@ async def open_core(
         connection = await _connect(settings, wait, f"notipy {role} publish")
         stack.push_async_callback(connection.close)
         topology = Topology(tuple(settings.channels), settings.retry_tiers)
-        publisher = Publisher(connection, topology, settings.status.publish)
+        publisher = Publisher(connection, topology, settings.status.publish, settings.dispatch.together)
         publisher.on_outage = told_seldom("broker.publish_waits", BROKER_ADVICE)
         publisher.on_refused = lambda key: log.warning("status.refused", key=key)
         await publisher.open()
@@ -262,6 +262,7 @@ class Application:
         self.core = core
         self._failpoints = failpoints
         self.metrics = Metrics()
+        core.publisher.on_dispatched = self.metrics.dispatched
         self._roles = roles
         self._providers = providers
         self._suspects, self._alone = MongoSuspects(core.database), asyncio.Lock()
@@ -386,14 +387,15 @@ class Application:
 
     def _lanes(self, channel: Channel) -> list[Subscription]:
         core = self.core
-        handler = DeliveryHandler(channel, self._deliver(channel), core.operate, core.publisher, self.metrics)
-        concurrency = core.settings.channels[channel].concurrency
-        return [
-            self._subscription(
-                channel_queue(channel, lane), concurrency, str(channel), handler, handler.poisoned, channel
+        deliver, concurrency = self._deliver(channel), core.settings.channels[channel].concurrency
+        subscriptions = []
+        for lane in Lane:
+            handler = DeliveryHandler(channel, deliver, core.operate, core.publisher, self.metrics, concurrency)
+            queue = channel_queue(channel, lane)
+            subscriptions.append(
+                self._subscription(queue, concurrency, str(channel), handler, handler.poisoned, channel)
             )
-            for lane in Lane
-        ]
+        return subscriptions
 
     def _subscription(
         self,

@@ -1,12 +1,15 @@
 """How a dispatch, a status and a parked message are written on the wire.
 
 A dispatch's number, epoch and reasons are headers, where the management UI shows them; the body is the
-delivery and the event's data.
+delivery and the event's data. Under load, deliveries of one channel and lane travel together: `x-notipy-deliveries`
+says how many.
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -22,7 +25,14 @@ REASON, DETAIL, DUPLICATE = "x-notipy-reason", "x-notipy-detail", "x-notipy-poss
 EVENT_ID, SOURCE, TYPE, PARKED_AT = "x-notipy-event-id", "x-notipy-source", "x-notipy-type", "x-notipy-parked-at"
 ROUTING_KEY, MESSAGE_ID = "x-notipy-routing-key", "x-notipy-message-id"
 
+PARCEL_BYTES = 256 * 1024
+"""Of a message that several deliveries share: more would cost a broker's memory and save nothing more."""
+
 Headers = Mapping[str, Any]
+
+
+_TRAVELLING = [name for name in Delivery.__dataclass_fields__ if name not in {"history", "detail", "due_at", "tell_at"}]
+_travelling = attrgetter(*_TRAVELLING)
 
 
 class NotADispatch(Exception):
@@ -32,6 +42,66 @@ class NotADispatch(Exception):
 def dispatch_body(job: Dispatch) -> bytes:
     """The delivery, without its history, and the event's data where it travels along."""
     return orjson.dumps({"delivery": _delivery_values(job.delivery), "event": _event_values(job.event)})
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """One message that orders an attempt at each of some deliveries of one channel and lane."""
+
+    jobs: Sequence[Dispatch]
+    body: bytes
+    headers: Mapping[str, Any]
+
+
+def parcels(jobs: Sequence[Dispatch]) -> Iterator[Parcel | tuple[Dispatch, Exception]]:
+    """The orders in as few messages as their size allows; one that cannot be written comes with the reason.
+
+    An event's data is in a message once, however many of its deliveries are.
+    """
+    if len(jobs) == 1:
+        yield from _alone(jobs[0])
+        return
+    taken: list[Dispatch] = []
+    deliveries: list[orjson.Fragment] = []
+    events: dict[str, orjson.Fragment] = {}
+    size = 0
+    for job in jobs:
+        try:
+            delivery = orjson.dumps(_delivery_values(job.delivery))
+            event = b"" if job.event is None or job.event.key in events else orjson.dumps(_event_values(job.event))
+        except (TypeError, ValueError) as error:
+            yield job, error
+            continue
+        if taken and size + len(delivery) + len(event) > PARCEL_BYTES:
+            yield _together(taken, deliveries, events)
+            taken, deliveries, events, size = [], [], {}, 0
+            event = b"" if job.event is None else orjson.dumps(_event_values(job.event))
+        taken.append(job)
+        deliveries.append(orjson.Fragment(delivery))
+        if job.event is not None and event:
+            events[job.event.key] = orjson.Fragment(event)
+        size += len(delivery) + len(event)
+    if taken:
+        yield _together(taken, deliveries, events)
+
+
+def _alone(job: Dispatch) -> Iterator[Parcel | tuple[Dispatch, Exception]]:
+    try:
+        yield Parcel([job], dispatch_body(job), dispatch_headers(job))
+    except (TypeError, ValueError) as error:
+        yield job, error
+
+
+def _together(
+    jobs: Sequence[Dispatch], deliveries: Sequence[orjson.Fragment], events: Mapping[str, orjson.Fragment]
+) -> Parcel:
+    if len(jobs) == 1:
+        return Parcel(jobs, dispatch_body(jobs[0]), dispatch_headers(jobs[0]))
+    first = jobs[0].delivery
+    headers: dict[str, Any] = {DELIVERIES: len(jobs)}
+    if all(job.delivery.event_key == first.event_key for job in jobs):
+        headers |= {EVENT_ID: first.event_id, SOURCE: first.source, TYPE: first.type}
+    return Parcel(jobs, orjson.dumps({"deliveries": deliveries, "events": events}), headers)
 
 
 def dispatch_headers(job: Dispatch) -> dict[str, Any]:
@@ -49,19 +119,32 @@ def dispatch_headers(job: Dispatch) -> dict[str, Any]:
     return headers | ({DUPLICATE: True} if delivery.possible_duplicate else {})
 
 
-def read_dispatch(body: bytes) -> Dispatch:
-    """The order of a message.
+def orders(headers: Headers) -> int:
+    """How many deliveries a message on a channel's queue orders an attempt for."""
+    several = headers.get(DELIVERIES)
+    return several if isinstance(several, int) else 1
+
+
+def read_dispatch(body: bytes) -> Sequence[Dispatch]:
+    """The orders of a message: one, or those that travel together.
 
     Raises:
         NotADispatch: it is none; the message says why, without the body.
     """
     try:
         document = orjson.loads(body)
-        delivery = _read_delivery(document["delivery"])
+        if "deliveries" in document:
+            events = {key: _read_event(event) for key, event in document["events"].items()}
+            return [_read_job(values, events.get(values["event_key"])) for values in document["deliveries"]]
         event = document["event"]
-        return Dispatch(delivery, delivery.attempt + 1, _read_event(event) if event else None)
-    except (ValueError, KeyError, TypeError) as error:
+        return [_read_job(document["delivery"], _read_event(event) if event else None)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotADispatch(f"not a dispatch: {type(error).__name__}") from None
+
+
+def _read_job(values: dict[str, Any], event: EventData | None) -> Dispatch:
+    delivery = _read_delivery(values)
+    return Dispatch(delivery, delivery.attempt + 1, event)
 
 
 def status_body(delivery: Delivery, change: Change) -> bytes:
@@ -90,11 +173,7 @@ def status_body(delivery: Delivery, change: Change) -> bytes:
 
 
 def _delivery_values(delivery: Delivery) -> dict[str, Any]:
-    return {
-        name: getattr(delivery, name)
-        for name in Delivery.__dataclass_fields__
-        if name not in {"history", "detail", "due_at", "tell_at"}
-    }
+    return dict(zip(_TRAVELLING, _travelling(delivery), strict=True))
 
 
 def _event_values(event: EventData | None) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from consumers import codec
 from consumers.metrics import Metrics
 from domain.accept import Accept, Accepted, Rejected, Verdict
 from domain.deliver import Deliver, HeldBack, Late, NotClaimed, Result, Settled
+from domain.dispatch import Dispatch
 from domain.event import Incoming, event_key
 from domain.failures import place_of
 from domain.operate import Operate, Refused
@@ -25,6 +26,8 @@ from domain.vocabulary import Channel, Reason, State
 log = structlog.get_logger()
 Handle = Callable[[AbstractIncomingMessage], Awaitable[None]]
 MAX_COMMAND_BYTES = 64 * 1024
+TAKEN_APART_AFTER = 2
+"""So many hand-outs after which deliveries that travel together go on alone: one may be what ends its consumers."""
 SUSPICIOUS_BEFORE = 2
 """So many hand-outs before the limit a message is handled alone: it may be what ends its consumers."""
 
@@ -140,35 +143,78 @@ class EventHandler:
 
 
 class DeliveryHandler:
-    """The queues of one channel."""
+    """One queue of a channel.
+
+    Args:
+        concurrency: attempts in progress of those that came together with others; a message is one of them otherwise.
+    """
 
     def __init__(
-        self, channel: Channel, deliver: Deliver, operate: Operate, queue: DispatchQueue, metrics: Metrics
+        self,
+        channel: Channel,
+        deliver: Deliver,
+        operate: Operate,
+        queue: DispatchQueue,
+        metrics: Metrics,
+        concurrency: int,
     ) -> None:
         self._channel = channel
         self._deliver = deliver
         self._operate = operate
         self._queue = queue
         self._metrics = metrics
+        self._free = asyncio.Semaphore(concurrency)
+        self._reading = asyncio.Lock()
 
     async def __call__(self, message: AbstractIncomingMessage) -> None:
-        """Make the attempt that the message orders."""
-        try:
-            job = codec.read_dispatch(message.body)
-        except codec.NotADispatch as fault:
-            where = str(self._channel)
-            await self._queue.reject(incoming(message), Reason.INVALID, [Fault("", str(fault))], where, _about(message))
-            log.warning("dispatch.unusable", channel=str(self._channel), detail=str(fault))
-            return
-        result = await self._deliver(job, redelivered=bool(message.redelivered))
-        self._metrics.delivered(result)
-        _log_result(result)
+        """Make the attempts that the message orders."""
+        several = codec.orders(message.headers)
+        if several == 1:
+            for job in await self._read(message):
+                await self._attempt(job, bool(message.redelivered))
+        elif handed_out(message) >= TAKEN_APART_AFTER:
+            await asyncio.gather(*(self._queue.dispatch(job, alone=True) for job in await self._read(message)))
+        else:
+            await self._attempt_each(message)
 
     async def poisoned(self, message: AbstractIncomingMessage) -> None:
         """End the delivery that the message names; it cannot be read, but for its headers."""
         named = message.headers.get(codec.DELIVERY)
         if isinstance(named, str):
             await self._operate.poisoned(named)
+
+    async def _read(self, message: AbstractIncomingMessage) -> Sequence[Dispatch]:
+        try:
+            return codec.read_dispatch(message.body)
+        except codec.NotADispatch as fault:
+            where = str(self._channel)
+            await self._queue.reject(incoming(message), Reason.INVALID, [Fault("", str(fault))], where, _about(message))
+            log.warning("dispatch.unusable", channel=where, detail=str(fault))
+            return ()
+
+    async def _attempt_each(self, message: AbstractIncomingMessage) -> None:
+        """Each as if it had come alone; the next message is read when all of this one are in progress."""
+        async with asyncio.TaskGroup() as attempts, self._reading:
+            for job in await self._read(message):
+                await self._free.acquire()
+                attempts.create_task(self._one_of_many(job, bool(message.redelivered)))
+
+    async def _one_of_many(self, job: Dispatch, redelivered: bool) -> None:
+        try:
+            await self._attempt(job, redelivered)
+        except Exception as error:  # noqa: BLE001 - logged, and its order parked as if it had come alone
+            log.error("message.handler_failed", role=str(self._channel), error=place_of(error))
+            order = Incoming(codec.dispatch_body(job), None, None, None, redelivered)
+            told = [Fault("", f"a fault of NotiPy's own: {place_of(error)}")]
+            about = codec.dispatch_headers(job)
+            await self._queue.reject(order, Reason.INTERNAL_ERROR, told, str(self._channel), about)
+        finally:
+            self._free.release()
+
+    async def _attempt(self, job: Dispatch, redelivered: bool) -> None:
+        result = await self._deliver(job, redelivered=redelivered)
+        self._metrics.delivered(result)
+        _log_result(result)
 
 
 class CommandHandler:

@@ -43,6 +43,10 @@ class Metrics:
         self._not_claimed = counter(
             "not_claimed", "Work orders that somebody else had or had decided; harmless.", "channel", "why"
         )
+        self._dispatches = counter("dispatches", "Messages published to the channels' queues.", "channel", "lane")
+        self._dispatched = counter(
+            "dispatched_deliveries", "Deliveries in those messages; under load several share one.", "channel", "lane"
+        )
         self._swept = counter("swept", "What was found overdue and driven on, by what was wrong.", "reason")
         self._deleted = counter("deleted", "What was older than it is kept, by what it was.", "class")
         self._latency = histogram(
@@ -107,6 +111,11 @@ class Metrics:
                 self._not_claimed.labels(str(delivery.channel), why).inc()
             case _:  # pragma: no cover
                 assert_never(result)
+
+    def dispatched(self, channel: str, lane: str, deliveries: int) -> None:
+        """Count a message to a channel's queue."""
+        self._dispatches.labels(channel, lane).inc()
+        self._dispatched.labels(channel, lane).inc(deliveries)
 
     def swept(self, swept: Swept) -> None:
         """Count what a round of the sweeper found."""

@@ -8,13 +8,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 from uuid import uuid4
 
 import aio_pika
+import aiormq
 import orjson
-from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractRobustConnection
+from aio_pika.abc import AbstractChannel, AbstractRobustConnection
 from aio_pika.exceptions import AMQPError, DeliveryError
+from aiormq import spec
 from aiormq.exceptions import ChannelInvalidStateError
 
 from consumers import codec
@@ -23,6 +25,7 @@ from domain.backoff import wait_out
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch
 from domain.event import Incoming
+from domain.group_commit import GroupCommit
 from domain.ports import Waiting
 from domain.text import MAX_FAULTS, Fault
 from domain.vocabulary import Channel, Lane, Reason
@@ -40,6 +43,8 @@ Long, because under an alarm the broker confirms late, and what is repeated is t
 """
 WINDOW = 500
 """Publishes under way at once: confirmations are pipelined on one channel, and bounded."""
+NONE_TOGETHER: Mapping[Lane, int] = {}
+PERSISTENT = 2
 MAX_DETAIL = 2000
 """Characters of a reason's detail in a header; the broker limits a message's headers to one frame."""
 
@@ -56,26 +61,27 @@ class Publisher:
         connection: AbstractRobustConnection,
         topology: Topology,
         status: Literal["final", "all", "none"] = "final",
+        together: Mapping[Lane, int] = NONE_TOGETHER,
     ) -> None:
         self._connection = connection
         self._topology = topology
         self._status = status
         self._channel: AbstractChannel | None = None
+        self._together = together
+        self._lanes: dict[str, GroupCommit[Dispatch, None]] = {}
         self._prefix, self._numbers = uuid4().hex, count(1)
         self._inspection: AbstractChannel | None = None
         self._asking = asyncio.Lock()
-        self._exchanges: dict[str, AbstractExchange] = {}
         self._window = asyncio.Semaphore(WINDOW)
         self.on_outage: Callable[[BaseException], None] = lambda _: None
         self.on_refused: Callable[[str], None] = lambda _: None
+        self.on_dispatched: Callable[[str, str, int], None] = lambda _channel, _lane, _deliveries: None
 
     async def open(self, *, declare: bool = True) -> None:
         """Open the channel and, unless told not to, declare the topology."""
         self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
         if declare:
             await self._topology.declare(self._channel)
-        for exchange in self._topology.exchanges:
-            self._exchanges[exchange.name] = await self._channel.get_exchange(exchange.name, ensure=False)
 
     async def close(self) -> None:
         """Close the channels; the connection is its owner's."""
@@ -83,9 +89,35 @@ class Publisher:
             if channel is not None and not channel.is_closed:
                 await channel.close()
 
-    async def dispatch(self, job: Dispatch) -> None:
-        """To `notipy.channels` under `<channel>.<lane>`."""
-        await self._publish(CHANNELS, _lane_key(job), codec.dispatch_body(job), codec.dispatch_headers(job))
+    async def dispatch(self, job: Dispatch, *, alone: bool = False) -> None:
+        """To `notipy.channels` under `<channel>.<lane>`.
+
+        At once where nothing of that lane is under way; otherwise together with whatever else comes until then.
+        """
+        key = _lane_key(job)
+        if alone:
+            (fault,) = await self._dispatch_all(key, [job])
+            if fault is not None:
+                raise fault
+            return
+        await self._lane(key, job.delivery.lane).submit(job)
+
+    def _lane(self, key: str, lane: Lane) -> GroupCommit[Dispatch, None]:
+        if key not in self._lanes:
+            self._lanes[key] = GroupCommit(lambda jobs: self._dispatch_all(key, jobs), self._together.get(lane, 1))
+        return self._lanes[key]
+
+    async def _dispatch_all(self, key: str, jobs: Sequence[Dispatch]) -> Sequence[Exception | None]:
+        """In one message, or some; for each order why it could not be published."""
+        faults: dict[int, Exception] = {}
+        for parcel in codec.parcels(jobs):
+            if isinstance(parcel, codec.Parcel):
+                await self._publish(CHANNELS, key, parcel.body, parcel.headers)
+                channel, lane = key.split(".")
+                self.on_dispatched(channel, lane, len(parcel.jobs))
+            else:
+                faults[id(parcel[0])] = parcel[1]
+        return [faults.get(id(job)) for job in jobs]
 
     async def retry(self, job: Dispatch, tier: timedelta) -> None:
         """To the tier's exchange, under the key with which the broker hands it back to its channel."""
@@ -181,28 +213,28 @@ class Publisher:
         exchange: str,
         key: str,
         body: bytes,
-        headers: dict[str, Any],
+        headers: Mapping[str, Any],
         *,
         mandatory: bool = True,
         message_id: str | None = None,
     ) -> None:
-        def message() -> aio_pika.Message:
-            # unique for each publish: two of the same id under way would swap their returns
-            number = f"{self._prefix}-{next(self._numbers)}" if message_id is None else message_id
-            return aio_pika.Message(
-                body,
-                headers=headers,
+        async def once() -> DeliveryError | None:
+            properties = spec.Basic.Properties(
                 content_type=codec.JSON,
-                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-                message_id=number or None,
+                headers=dict(headers),
+                delivery_mode=PERSISTENT,
+                # unique for each publish: two of the same id under way would swap their returns
+                message_id=f"{self._prefix}-{next(self._numbers)}" if message_id is None else message_id or None,
                 timestamp=datetime.now(UTC),
                 app_id="notipy",
             )
-
-        async def once() -> DeliveryError | None:
             async with self._window, asyncio.timeout(CONFIRM_TIMEOUT):
+                channel = cast("aiormq.Channel", await self._open_channel.get_underlay_channel())
                 try:
-                    await self._exchanges[exchange].publish(message(), key, mandatory=mandatory)
+                    # without waiting for the socket: the window bounds what is under way, and the confirmation counts
+                    await channel.basic_publish(
+                        body, exchange=exchange, routing_key=key, properties=properties, mandatory=mandatory, wait=False
+                    )
                 except DeliveryError as refused:
                     if mandatory:
                         raise  # one of our own queues is full or missing: waited out like any outage
@@ -211,6 +243,12 @@ class Publisher:
 
         if refused := await self._waited(once):
             raise refused
+
+    @property
+    def _open_channel(self) -> AbstractChannel:
+        if self._channel is None:
+            raise RuntimeError("not open")
+        return self._channel
 
     async def _waited(self, operation: Callable[[], Awaitable[T]]) -> T:
         return await wait_out(lambda: _telling_a_lost_channel(operation), OUTAGES, self.on_outage)

@@ -199,8 +199,8 @@ class Waiting:
 class DispatchQueue(Protocol):
     """The queues of the broker. Each call returns after the broker's confirmation."""
 
-    async def dispatch(self, job: Dispatch) -> None:
-        """To the queue of its channel and lane."""
+    async def dispatch(self, job: Dispatch, *, alone: bool = False) -> None:
+        """To the queue of its channel and lane; `alone`: in a message that no other delivery shares."""
         ...
 
     async def retry(self, job: Dispatch, tier: timedelta) -> None:

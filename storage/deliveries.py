@@ -8,11 +8,11 @@ from typing import Any
 from pymongo import ASCENDING, DESCENDING
 
 from domain.delivery import Change, Delivery
+from domain.group_commit import GroupCommit
 from domain.ports import Claim, DeadFilter
 from domain.vocabulary import IN_FLIGHT, Channel, Reason, State
 from storage.database import Database, Document
 from storage.documents import claim_document, delivery_document, read_claim, read_delivery
-from storage.group_commit import GroupCommit
 from storage.writes import Update, insert_all, insert_own, update_all
 
 _IN_FLIGHT = [str(state) for state in IN_FLIGHT]

@@ -1,16 +1,17 @@
 """The accepted events."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 
-from pymongo import ASCENDING
+from pymongo import ASCENDING, UpdateMany
 
+from domain.group_commit import GroupCommit
 from domain.ports import StoredEvent
 from domain.vocabulary import EventState
 from storage.database import Database, Document
 from storage.documents import event_document, read_event
-from storage.group_commit import GroupCommit
-from storage.writes import Update, insert_own, update_all
+from storage.writes import Update, insert_own, update_all, write_all
 
 
 class MongoEvents:
@@ -21,6 +22,7 @@ class MongoEvents:
         self._collection = database.collection("events")
         self._inserts: GroupCommit[Document, bool] = GroupCommit(self._insert)
         self._updates: GroupCommit[Update, None] = GroupCommit(self._update)
+        self._settlements: GroupCommit[tuple[str, str, int], None] = GroupCommit(self._settle)
 
     async def add(self, event: StoredEvent, due_at: datetime) -> bool:
         """Insert with whoever else inserts; the unique `_id` tells a duplicate."""
@@ -33,8 +35,7 @@ class MongoEvents:
 
     async def settle(self, key: str, state: EventState, planned: int) -> None:
         """Leaves the sweeper's index."""
-        change = {"$set": {"state": str(state), "planned": planned}, "$unset": {"due_at": ""}}
-        await self._updates.submit(Update({"_id": key}, change))
+        await self._settlements.submit((key, str(state), planned))
 
     async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent]:
         """From the partial index `due`."""
@@ -54,6 +55,18 @@ class MongoEvents:
 
     async def _insert(self, documents: list[Document]) -> Sequence[bool | Exception]:
         return await insert_own(self._database, self._collection, documents)
+
+    async def _settle(self, settlements: list[tuple[str, str, int]]) -> Sequence[None]:
+        """Most come to the same: one update for all of those."""
+        alike: dict[tuple[str, int], list[str]] = defaultdict(list)
+        for key, state, planned in settlements:
+            alike[state, planned].append(key)
+        updates = [
+            UpdateMany({"_id": {"$in": keys}}, {"$set": {"state": state, "planned": planned}, "$unset": {"due_at": ""}})
+            for (state, planned), keys in alike.items()
+        ]
+        await self._database.run(lambda: write_all(self._collection, updates))
+        return [None] * len(settlements)
 
     async def _update(self, updates: list[Update]) -> Sequence[Exception | None]:
         return (await update_all(self._database, self._collection, updates))[1]

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import bson
-from pymongo import DeleteMany, UpdateOne
+from pymongo import DeleteMany, UpdateMany, UpdateOne
 from pymongo.errors import BulkWriteError, WriteConcernError
 
 from storage.database import Collection, Database, Document
 
 DUPLICATE_KEY = 11000
+UNWRITABLE = (bson.errors.BSONError, OverflowError, TypeError, ValueError)
+"""What a document that cannot be written is met with by the client, before anything of its batch is sent."""
 MAX_BYTES = 16 * 1024 * 1024 - 16 * 1024
 """Of one document: what MongoDB takes, less what is pushed to its history later."""
 
@@ -30,7 +32,10 @@ async def insert_all(
 
     Repeated after an outage: documents that the first, unanswered write had stored then count as duplicates.
     """
-    faults = [_unwritable(document) for document in documents]
+    try:
+        return await database.run(lambda: _insert(collection, documents))
+    except UNWRITABLE:  # one of them, and the others with it
+        faults = [_unwritable(document) for document in documents]
     good = [document for document, fault in zip(documents, faults, strict=True) if fault is None]
     written = iter(await database.run(lambda: _insert(collection, good)) if good else ())
     return [next(written) if fault is None else fault for fault in faults]
@@ -56,14 +61,15 @@ async def update_all(
     database: Database, collection: Collection, updates: Sequence[Update]
 ) -> tuple[bool, Sequence[Exception | None]]:
     """Update in one write; whether every condition matched, and for each the error that it alone met."""
-    faults = [_unwritable(update.change) for update in updates]
-    good = [
-        UpdateOne(update.condition, update.change)
-        for update, fault in zip(updates, faults, strict=True)
-        if fault is None
-    ]
-    matched = await database.run(lambda: _update(collection, good)) if good else 0
-    return matched == len(updates), faults
+    operations = [UpdateOne(update.condition, update.change) for update in updates]
+    try:
+        matched = await database.run(lambda: write_all(collection, operations))
+    except UNWRITABLE:  # one of them, and the others with it
+        faults = [_unwritable(update.change) for update in updates]
+        good = [operation for operation, fault in zip(operations, faults, strict=True) if fault is None]
+        matched = await database.run(lambda: write_all(collection, good)) if good else 0
+        return matched == len(updates), faults
+    return matched == len(updates), [None] * len(updates)
 
 
 async def delete_all(database: Database, collection: Collection, conditions: Sequence[Mapping[str, Any]]) -> int:
@@ -92,7 +98,8 @@ async def _insert(collection: Collection, documents: list[Document]) -> Sequence
     return [True] * len(documents)
 
 
-async def _update(collection: Collection, updates: list[UpdateOne]) -> int:
+async def write_all(collection: Collection, updates: Sequence[UpdateOne | UpdateMany]) -> int:
+    """Update in one write, which must be harmless to repeat; returns how many documents matched."""
     try:
         result = await collection.bulk_write(updates, ordered=False)
     except BulkWriteError as error:
@@ -108,9 +115,9 @@ def _raise_if_unsure(error: BulkWriteError) -> None:
 
 
 def _unwritable(document: Mapping[str, Any]) -> Exception | None:
-    """Why the document cannot be written: found before the write, which it would fail for everybody in it."""
+    """Why the document cannot be written; looked for when it has failed the write for everybody in it."""
     try:
         size = len(bson.encode(document))
-    except (bson.errors.BSONError, OverflowError, TypeError, ValueError) as error:
+    except UNWRITABLE as error:
         return error
     return None if size <= MAX_BYTES else ValueError(f"a document of {size} bytes")

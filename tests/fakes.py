@@ -169,7 +169,7 @@ class RecordingQueue:
     depth: int = 0
     consumers: int = 1
 
-    async def dispatch(self, job: Dispatch) -> None:
+    async def dispatch(self, job: Dispatch, *, alone: bool = False) -> None:
         self.dispatched.append(job)
 
     async def retry(self, job: Dispatch, tier: timedelta) -> None:

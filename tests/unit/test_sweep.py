@@ -298,7 +298,7 @@ async def test_a_full_queue_stops_neither_other_channels_nor_the_sweeper(monkeyp
     world.events.due_at[unplanned] = world.clock()
     dispatch, dispatched = world.queue.dispatch, []
 
-    async def full(job: Dispatch) -> None:
+    async def full(job: Dispatch, *, alone: bool = False) -> None:
         if job.delivery.id != free.delivery.id:
             await asyncio.Event().wait()
         dispatched.append(job)

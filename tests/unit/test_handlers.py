@@ -1,0 +1,74 @@
+"""What a channel's handler does with orders that came together, where one of them meets a fault of ours."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from consumers import codec
+from consumers.handlers import DeliveryHandler
+from consumers.metrics import Metrics
+from domain.deliver import Deliver, Result
+from domain.dispatch import Dispatch
+from domain.vocabulary import Channel, Reason, State
+from tests.unit.world import World
+
+
+@dataclass
+class Message:
+    """The part of an incoming message that handlers look at."""
+
+    body: bytes
+    headers: dict[str, Any] = field(default_factory=dict)
+    redelivered: bool = False
+    routing_key: str = "email.normal"
+    message_id: str = "m"
+    timestamp: None = None
+    exchange: str = "notipy.channels"
+
+
+async def three(world: World) -> tuple[list[Dispatch], Message]:
+    jobs = [job for number in range(3) for job in await world.accepted(message_id=f"m-{number}")]
+    (parcel,) = codec.parcels(jobs)
+    assert isinstance(parcel, codec.Parcel)
+    return jobs, Message(parcel.body, dict(parcel.headers))
+
+
+def handler(world: World, deliver: Any, concurrency: int) -> Any:
+    return DeliveryHandler(Channel.EMAIL, cast("Deliver", deliver), world.operate, world.queue, Metrics(), concurrency)
+
+
+async def test_an_order_whose_handling_fails_is_parked_alone() -> None:
+    world = World()
+    jobs, message = await three(world)
+    real = world.deliver
+
+    async def deliver(job: Dispatch, *, redelivered: bool) -> Result:
+        if job.delivery.id == jobs[1].delivery.id:
+            raise LookupError("ana@example.org")
+        return await real(job, redelivered=redelivered)
+
+    await handler(world, deliver, 10)(message)
+    ((parked, reason, faults),) = world.queue.rejected
+    assert reason is Reason.INTERNAL_ERROR
+    assert "ana@" not in str(faults)
+    assert [job.delivery.id for job in codec.read_dispatch(parked.body)] == [jobs[1].delivery.id]
+    states = [world.deliveries.stored[job.delivery.id].state for job in jobs]
+    assert states == [State.SENT, State.QUEUED, State.SENT]
+
+
+async def test_no_more_attempts_are_in_progress_than_the_setting_says() -> None:
+    world = World()
+    _, message = await three(world)
+    active, most = 0, 0
+
+    async def deliver(job: Dispatch, *, redelivered: bool) -> Result:
+        nonlocal active, most
+        active += 1
+        most = max(most, active)
+        await asyncio.sleep(0)
+        active -= 1
+        return await world.deliver(job, redelivered=redelivered)
+
+    await handler(world, deliver, 2)(message)
+    assert most == 2
+    assert len(world.provider.sent) == 3
