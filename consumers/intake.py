@@ -170,9 +170,9 @@ class Consumer:
         task = asyncio.create_task(self._handled(raw, self._acks_of(raw.channel)))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-        # the client cancels whatever came over a channel that is lost. What is under way goes on: the message will come
-        # again, to somebody who finds the attempt claimed, and its outcome is worth more than a claim without one
-        await asyncio.shield(task)
+        # not waited for: the client cancels whatever came over a channel that is lost. What is under way goes on: the
+        # message will come again, to somebody who finds the attempt claimed, and its outcome is worth more than a claim
+        # without one
 
     async def _handled(self, message: AbstractIncomingMessage, acks: Acks) -> None:
         """Handle it to its end; what can be neither handled nor parked goes back to its queue, after a while."""

@@ -5,6 +5,7 @@ an alarm, its acknowledgements too.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -15,7 +16,7 @@ import aio_pika
 import aiormq
 import orjson
 from aio_pika.abc import AbstractChannel, AbstractRobustConnection
-from aio_pika.exceptions import AMQPError, DeliveryError
+from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 from aiormq import spec
 from aiormq.exceptions import ChannelInvalidStateError
 
@@ -68,6 +69,7 @@ class Publisher:
         self._status = status
         self._channel: AbstractChannel | None = None
         self._together = together
+        self._statuses: GroupCommit[tuple[str, Delivery, Change], None] = GroupCommit(self._tell_all)
         self._lanes: dict[str, GroupCommit[Dispatch, None]] = {}
         self._prefix, self._numbers = uuid4().hex, count(1)
         self._inspection: AbstractChannel | None = None
@@ -154,12 +156,27 @@ class Publisher:
         if self._status == "none" or (self._status == "final" and not change.state.final):
             return
         key = f"{change.state}.{delivery.channel}.{delivery.source}.{delivery.type}"
+        await self._statuses.submit((key, delivery, change))
+
+    async def _tell_all(self, statuses: Sequence[tuple[str, Delivery, Change]]) -> Sequence[None]:
+        alike: dict[str, list[tuple[Delivery, Change]]] = defaultdict(list)
+        for key, delivery, change in statuses:
+            alike[key].append((delivery, change))
+        await asyncio.gather(*(self._tell(key, several) for key, several in alike.items()))
+        return [None] * len(statuses)
+
+    async def _tell(self, key: str, statuses: Sequence[tuple[Delivery, Change]]) -> None:
+        """The first of several that came together shows whether a queue is bound at all; mostly none is."""
+        if await self._tell_one(key, *statuses[0]):
+            await asyncio.gather(*(self._tell_one(key, *status) for status in statuses[1:]))
+
+    async def _tell_one(self, key: str, delivery: Delivery, change: Change) -> bool:
         headers = {codec.DELIVERY: delivery.id, codec.EPOCH: delivery.epoch}
-        try:
-            await self._publish(STATUS, key, codec.status_body(delivery, change), headers, mandatory=False)
-        except DeliveryError:
+        refused = await self._publish(STATUS, key, codec.status_body(delivery, change), headers, insist=False)
+        if refused is not None and not isinstance(refused, PublishError):
             # somebody's own queue is full: that must not stop deliveries, and the database has it all
             self.on_refused(key)
+        return not isinstance(refused, PublishError)
 
     async def event(self, key: str, body: bytes, message_id: str | None) -> None:
         """An event to `notipy.events`, as a producer would; for `notipy send` and for replays.
@@ -215,9 +232,11 @@ class Publisher:
         body: bytes,
         headers: Mapping[str, Any],
         *,
-        mandatory: bool = True,
+        insist: bool = True,
         message_id: str | None = None,
-    ) -> None:
+    ) -> DeliveryError | None:
+        """Publish until it is confirmed. Without `insist`, once it is refused or has no queue, that is returned."""
+
         async def once() -> DeliveryError | None:
             properties = spec.Basic.Properties(
                 content_type=codec.JSON,
@@ -233,16 +252,15 @@ class Publisher:
                 try:
                     # without waiting for the socket: the window bounds what is under way, and the confirmation counts
                     await channel.basic_publish(
-                        body, exchange=exchange, routing_key=key, properties=properties, mandatory=mandatory, wait=False
+                        body, exchange=exchange, routing_key=key, properties=properties, mandatory=True, wait=False
                     )
                 except DeliveryError as refused:
-                    if mandatory:
+                    if insist:
                         raise  # one of our own queues is full or missing: waited out like any outage
                     return refused
             return None
 
-        if refused := await self._waited(once):
-            raise refused
+        return await self._waited(once)
 
     @property
     def _open_channel(self) -> AbstractChannel:
