@@ -11,7 +11,7 @@ import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from faststream import AckPolicy
 from faststream.rabbit import Channel as AmqpChannel
-from faststream.rabbit import QueueType, RabbitBroker, RabbitExchange, RabbitMessage, RabbitQueue
+from faststream.rabbit import QueueType, RabbitBroker, RabbitExchange, RabbitQueue
 from faststream.rabbit.schemas import ExchangeType
 
 from consumers.acks import Acks
@@ -67,15 +67,19 @@ class Consumer:
         self._heard_at = time.monotonic()
         self._acks: Acks | None = None
         self._not_before = 0.0
-        self._subscriber: Any = broker.subscriber(
+        subscriber: Any = broker.subscriber(
             _queue(subscription.queue),
             # the default exchange: bindings are the topology's, declared by whoever publishes
             RabbitExchange("", ExchangeType.DIRECT),
             ack_policy=AckPolicy.MANUAL,
-            decoder=_undecoded,
             channel=AmqpChannel(prefetch_count=subscription.concurrency),
         )
-        self._subscriber(self._receive)
+        self._subscriber = subscriber
+        subscriber(_never)
+        # FastStream keeps the connection, the channel, the queue and the prefetch. Its way of a message to a handler
+        # (contexts, middlewares, parsing) is a twentieth of what a delivery costs, nothing of it is used here, and it
+        # swallows what comes before it has started: messages come as the client has them
+        subscriber.consume = self._receive
 
     @property
     def connected(self) -> bool:
@@ -88,10 +92,6 @@ class Consumer:
     def consuming(self) -> bool:
         """Whether it takes messages."""
         return self.connected and self._subscriber._consumer_tag is not None
-
-    def begin(self) -> None:
-        """Before the broker starts: FastStream consumes before it sets this, and swallows what comes in between."""
-        self._subscriber.running = True
 
     @property
     def suspect(self) -> bool:
@@ -163,11 +163,10 @@ class Consumer:
             before = self._arrived
             await asyncio.sleep(QUIET_SECONDS)
 
-    async def _receive(self, message: RabbitMessage) -> None:
+    async def _receive(self, message: AbstractIncomingMessage) -> None:
         self._arrived += 1
         self._heard_at = time.monotonic()
-        raw = message.raw_message
-        task = asyncio.create_task(self._handled(raw, self._acks_of(raw.channel)))
+        task = asyncio.create_task(self._handled(message, self._acks_of(cast("AckedChannel", message.channel))))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         # not waited for: the client cancels whatever came over a channel that is lost. What is under way goes on: the
@@ -214,8 +213,6 @@ class Consumers:
 
     async def start(self) -> None:
         """Consume. Returns when every queue has its consumer."""
-        for consumer in self._consumers:
-            consumer.begin()
         await self._broker.start()
 
     async def keep(self) -> None:
@@ -275,9 +272,9 @@ class Consumers:
         return {task for consumer in self._consumers for task in consumer.tasks}
 
 
-async def _undecoded(message: RabbitMessage) -> RabbitMessage:
-    """Hand the handler the message itself: it reads the body once, as what it is."""
-    return message
+async def _never(_: object) -> None:
+    """A subscriber needs a handler."""
+    raise NotImplementedError
 
 
 def _queue(queue: Queue) -> RabbitQueue:

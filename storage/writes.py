@@ -6,13 +6,16 @@ from typing import Any
 
 import bson
 from pymongo import DeleteMany, UpdateMany, UpdateOne
-from pymongo.errors import BulkWriteError, WriteConcernError
+from pymongo.errors import BulkWriteError, OperationFailure, WriteConcernError
 
 from storage.database import Collection, Database, Document
 
 DUPLICATE_KEY = 11000
-UNWRITABLE = (bson.errors.BSONError, OverflowError, TypeError, ValueError)
-"""What a document that cannot be written is met with by the client, before anything of its batch is sent."""
+TOO_LARGE = 10334
+"""MongoDB's error code for a document above its limit."""
+UNWRITABLE = (bson.errors.BSONError, OverflowError, TypeError, ValueError, OperationFailure)
+"""What a document that cannot be written is met with, by the client or for its size by the server; and with it the
+whole write."""
 MAX_BYTES = 16 * 1024 * 1024 - 16 * 1024
 """Of one document: what MongoDB takes, less what is pushed to its history later."""
 
@@ -34,7 +37,8 @@ async def insert_all(
     """
     try:
         return await database.run(lambda: _insert(collection, documents))
-    except UNWRITABLE:  # one of them, and the others with it
+    except UNWRITABLE as error:  # one of them, and the others with it
+        _raise_if_written(error)
         faults = [_unwritable(document) for document in documents]
     good = [document for document, fault in zip(documents, faults, strict=True) if fault is None]
     written = iter(await database.run(lambda: _insert(collection, good)) if good else ())
@@ -64,7 +68,8 @@ async def update_all(
     operations = [UpdateOne(update.condition, update.change) for update in updates]
     try:
         matched = await database.run(lambda: write_all(collection, operations))
-    except UNWRITABLE:  # one of them, and the others with it
+    except UNWRITABLE as error:  # one of them, and the others with it
+        _raise_if_written(error)
         faults = [_unwritable(update.change) for update in updates]
         good = [operation for operation, fault in zip(operations, faults, strict=True) if fault is None]
         matched = await database.run(lambda: write_all(collection, good)) if good else 0
@@ -112,6 +117,12 @@ def _raise_if_unsure(error: BulkWriteError) -> None:
     """A write that was made and not confirmed (a primary that stepped down) is an outage: it is repeated."""
     if unsure := (error.details or {}).get("writeConcernErrors"):
         raise WriteConcernError(str(unsure[0].get("errmsg"))) from error
+
+
+def _raise_if_written(error: Exception) -> None:
+    """Anything that the server says but that a document is too large is no fault of a document."""
+    if isinstance(error, OperationFailure) and error.code != TOO_LARGE:
+        raise error
 
 
 def _unwritable(document: Mapping[str, Any]) -> Exception | None:
