@@ -60,7 +60,8 @@ async def test_a_dead_provider_costs_no_attempts_and_all_is_sent_when_it_is_back
     config: dict[str, Any], stack: Stack
 ) -> None:
     (port,) = free_ports(1)
-    settings = with_server(config, f"smtp://127.0.0.1:{port}?tls=none")
+    alone = {**config, "dispatch": {"normal": 1}}  # so that messages are deliveries
+    settings = with_server(alone, f"smtp://127.0.0.1:{port}?tls=none")
     await stack.apply(ORDER_SHIPPED)
     async with running(settings) as application:
         events = await publish(stack, COUNT)
@@ -193,7 +194,9 @@ async def test_what_is_under_way_when_the_channel_is_lost_goes_on_and_is_sent_on
     async with running(settings) as application:
         event = await stack.publish(order())
         await stack.reach(event, State.SENDING)
-        await eventually(lambda: asyncio.to_thread(admin.close_connections, name), timeout=20)
+        # all three, the consumer's among them: the broker lists each some seconds after it was made
+        await eventually(lambda: asyncio.to_thread(lambda: len(list(admin.list_connections(name))) == 3), timeout=20)
+        await asyncio.to_thread(admin.close_connections, name)
         # the message has come again, and found its attempt claimed
         await eventually(lambda: total(application, "notipy_not_claimed_total", why="claimed") == 1, timeout=40)
         answer.set()
