@@ -9,11 +9,10 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
 import aio_pika
-import aiormq
 import orjson
 from aio_pika.abc import AbstractChannel, AbstractRobustConnection
 from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
@@ -248,11 +247,10 @@ class Publisher:
                 app_id="notipy",
             )
             async with self._window, asyncio.timeout(CONFIRM_TIMEOUT):
-                channel = cast("aiormq.Channel", await self._open_channel.get_underlay_channel())
+                channel = await self._open_channel.get_underlay_channel()
                 try:
-                    # without waiting for the socket: the window bounds what is under way, and the confirmation counts
                     await channel.basic_publish(
-                        body, exchange=exchange, routing_key=key, properties=properties, mandatory=True, wait=False
+                        body, exchange=exchange, routing_key=key, properties=properties, mandatory=True
                     )
                 except DeliveryError as refused:
                     if insist:
