@@ -35,8 +35,8 @@ lock: $(STAMP) ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra embedded --extra dev --python-version 3.11 --universal \
 		--generate-hashes -q -o requirements.lock
 
-bench: $(STAMP) ## measure what it costs
-	@exec $(BIN)/python -m benchmarks
+bench: $(STAMP) ## measure it beside its peers (BENCH_FLAGS="--quick")
+	@exec $(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
 clean: ## remove what make, the servers and the tools have created
 	rm -rf .venv .notipy build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,136 +1,131 @@
-"""`make bench`: drain a backlog, broadcast, and steady latency, on private servers; a table and JSON lines.
+"""`make bench`: NotiPy beside its peers, on private servers; a table, the ratios and JSON.
 
-Losses and duplicates are counted at the SMTP sink in every run. The sink runs in this process and so
-shares a core with whatever is measured: the figures compare versions on one machine, they are no limits.
+Systems take turns, so that what else the machine does meets all of them. Losses and duplicates are counted at the mail
+server in every run. Figures compare systems and versions on one machine; they are no limits.
 """
 
 import argparse
 import asyncio
 import json
-import resource
 import sys
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from uuid import uuid4
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bench import DATA, Bench, prepared
+from benchmarks.bench import prepared
 from benchmarks.endurance import memory, paused
-from consumers.app import Core
+from benchmarks.scenarios import THREE_ADDRESSES, Figure, broadcast, drain, idle, middle, steady, three_channels
+from benchmarks.sink import Behaviour
+from benchmarks.systems import CELERY, CELERY_16, FLOOR, NOTIPY
 from deploy.embedded import Servers, embedded_servers
 from deploy.signals import terminate_as_interrupt
-from domain.vocabulary import State
+
+Measurement = Callable[[], Awaitable[Figure]]
+COLUMNS = {
+    "rate": "per second",
+    "workers": "workers",
+    "broker": "broker",
+    "database": "database",
+    "rss": "RSS MiB",
+    "p50": "p50 ms",
+    "p99": "p99 ms",
+    "first": "first s",
+    "idle": "idle %",
+}
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One scenario's result; times in seconds, memory in MiB."""
-
-    scenario: str
-    processes: int
-    deliveries: int
-    seconds: float
-    per_second: float
-    cpu_per_1000: float
-    rss_mib: float
-    p50_ms: float | None
-    p99_ms: float | None
-    lost: int
-    duplicates: int
-
-
-async def drain(bench: Bench, count: int, processes: int) -> Figure:
-    """A backlog of one-recipient events, from the first mail to the last."""
-    await asyncio.gather(*(bench.publish(number) for number in range(count)))
-    used = _children()
-    async with bench.consumers(processes):
-        await bench.received(1)
-        begun, before = time.perf_counter(), bench.sink.count
-        await bench.received(count)
-        seconds = time.perf_counter() - begun
-    return _figure("drain", bench, processes, count, (count - before) / seconds, seconds, used)
+def beside_peers(servers: Servers, size: int) -> list[list[Measurement]]:
+    """Each row: one scenario, the systems in turn."""
+    few = max(300, size // 4)  # of what is several times slower
+    return [
+        [
+            lambda: drain(servers, FLOOR, size),
+            lambda: drain(servers, NOTIPY, size),
+            lambda: drain(servers, CELERY, few),
+            lambda: drain(servers, CELERY_16, few),
+        ],
+        [lambda: drain(servers, FLOOR, size, 2), lambda: drain(servers, NOTIPY, size, 2)],
+        [lambda: broadcast(servers, FLOOR, 10_000), lambda: broadcast(servers, NOTIPY, 10_000)],
+        [lambda: steady(servers, FLOOR, 10), lambda: steady(servers, NOTIPY, 10), lambda: steady(servers, CELERY, 10)],
+        [lambda: idle(servers, NOTIPY)],
+    ]
 
 
-async def broadcast(bench: Bench, count: int, processes: int) -> Figure:
-    """One event to many recipients, from its publication to the last mail."""
-    body = {"recipients": [{"email": f"u{number}@example.org"} for number in range(count)], "data": DATA}
-    used = _children()
-    async with bench.consumers(processes):
-        await bench.publish(count)
-        await bench.received(1)
-        begun = time.perf_counter()
-        await bench.core.publisher.event("bench.order.shipped", json.dumps(body).encode(), uuid4().hex)
-        await bench.received(count + 1)
-        seconds = time.perf_counter() - begun
-    return _figure("broadcast", bench, processes, count + 1, count / seconds, seconds, used)
+def more(servers: Servers, size: int, folder: str) -> list[list[Measurement]]:
+    """What takes longer, of NotiPy alone."""
+    return [
+        [
+            lambda: drain(servers, NOTIPY, size, scenario="provider 20 ms", behaviour=Behaviour(delay=0.02)),
+            lambda: drain(servers, NOTIPY, size // 4, scenario="provider 200 ms", behaviour=Behaviour(delay=0.2)),
+            lambda: drain(
+                servers, NOTIPY, size // 4, scenario="a tenth fails once", behaviour=Behaviour(fail_every=10)
+            ),
+            lambda: drain(servers, three_channels(folder), size // 2, scenario="three channels", also=THREE_ADDRESSES),
+            lambda: drain(servers, NOTIPY, size, 4),
+        ],
+        [
+            lambda: drain(servers, NOTIPY, size),
+            lambda: drain(servers, NOTIPY, size, scenario="drain, 1 M stored", stored=1_000_000),
+        ],
+    ]
 
 
-async def steady(bench: Bench, count: int, processes: int) -> Figure:
-    """A hundred events a second: the time from planning to the provider's acceptance, as MongoDB has it."""
-    used = _children()
-    async with bench.consumers(processes):
-        await bench.publish(count)
-        await bench.received(1)
-        begun = time.perf_counter()
-        for number in range(count):
-            await asyncio.sleep(max(0.0, begun + number / 100 - time.perf_counter()))
-            await bench.publish(number)
-        await bench.received(count + 1)
-        seconds = time.perf_counter() - begun
-    figure = _figure("steady 100/s", bench, processes, count + 1, count / seconds, seconds, used)
-    latencies = await _latencies(bench.core)
-    ranked = {"p50_ms": latencies[len(latencies) // 2], "p99_ms": latencies[len(latencies) * 99 // 100]}
-    return Figure(**{**asdict(figure), **ranked})
-
-
-async def _latencies(core: Core) -> list[float]:
-    found = core.database.collection("deliveries").find({"state": str(State.SENT)}, {"created_at": 1, "updated_at": 1})
-    return sorted([(d["updated_at"] - d["created_at"]).total_seconds() * 1000 async for d in found])
-
-
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _figure(
-    scenario: str, bench: Bench, processes: int, count: int, per_second: float, seconds: float, used: float
-) -> Figure:
-    lost, duplicates = bench.judged(count)
-    cpu = (_children() - used) / count * 1000
-    rss = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return Figure(
-        scenario,
-        processes,
-        count,
-        round(seconds, 2),
-        round(per_second),
-        round(cpu, 2),
-        round(rss),
-        None,
-        None,
-        lost,
-        duplicates,
-    )
-
-
-async def measure(servers: Servers, folder: Path, size: int) -> list[Figure]:
-    """Every scenario, each on a virtual host and database of its own."""
+async def measure(rows: Sequence[Sequence[Measurement]], rounds: int) -> list[Figure]:
+    """Every scenario, so many times, the systems in turn; the medians."""
     figures = []
-    for scenario, count, processes in (
-        (drain, size, 1),
-        (drain, size, 2),
-        (broadcast, size, 1),
-        (steady, max(300, size // 10), 1),
-    ):
-        async with prepared(servers, folder) as bench:
-            figures.append(await scenario(bench, count, processes))
-            print(json.dumps(asdict(figures[-1])), file=sys.stderr)
+    for row in rows:
+        found: list[list[Figure]] = [[] for _ in row]
+        for _ in range(rounds):
+            for several, measurement in zip(found, row, strict=True):
+                several.append(await measurement())
+                print(_line(several[-1]), file=sys.stderr, flush=True)
+        figures += [middle(several) for several in found]
     return figures
+
+
+def _line(figure: Figure) -> str:
+    told = "  ".join(f"{name} {_shown(name, figure.values[name])}" for name in COLUMNS if name in figure.values)
+    return f"{figure.scenario:<18} {figure.system:<22} x{figure.processes}  {told}"
+
+
+def _shown(name: str, value: float) -> str:
+    if name == "idle":
+        return f"{value * 100:.1f}"
+    return f"{value:.2f}" if name in {"workers", "broker", "database", "first"} else f"{value:,.0f}"
+
+
+def show(figures: Sequence[Figure]) -> None:
+    """The table, and each figure as a part of the floor's."""
+    table = Table("scenario", "system", "processes", "deliveries", *COLUMNS.values(), "lost", "twice")
+    for f in figures:
+        cells = [_shown(name, f.values[name]) if name in f.values else "" for name in COLUMNS]
+        table.add_row(
+            f.scenario, f.system, str(f.processes), f"{f.deliveries:,}", *cells, str(f.lost), str(f.duplicates)
+        )
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    console.print("workers, broker, database: seconds of CPU per 1,000 deliveries; RSS: of the largest process")
+    for line in ratios(figures):
+        console.print(line)
+
+
+def ratios(figures: Sequence[Figure]) -> list[str]:
+    """NotiPy by its peers, where both were measured."""
+    lines = []
+    for own in (f for f in figures if f.system == NOTIPY.name):
+        for peer in figures:
+            if peer.system != NOTIPY.name and (peer.scenario, peer.processes) == (own.scenario, own.processes):
+                told = [
+                    f"{COLUMNS[name]} {own.values[name] / peer.values[name]:.2f}"
+                    for name in ("rate", "workers", "p50", "p99")
+                    if peer.values.get(name)
+                ]
+                lines.append(f"{own.scenario}, {own.processes} processes, notipy / {peer.system}: {', '.join(told)}")
+    return lines
 
 
 async def _endure(servers: Servers, folder: Path, deliveries: int | None, waiting: int | None) -> int:
@@ -147,32 +142,12 @@ async def _endure(servers: Servers, folder: Path, deliveries: int | None, waitin
     return int(wrong > 0)
 
 
-def show(figures: list[Figure]) -> None:
-    """As a table."""
-    table = Table(
-        "scenario", "processes", "deliveries", "per second", "CPU s / 1,000", "RSS MiB", "p50 / p99 ms", "lost", "twice"
-    )
-    for f in figures:
-        latency = f"{f.p50_ms:.1f} / {f.p99_ms:.1f}" if f.p50_ms is not None and f.p99_ms is not None else ""
-        cells = (
-            f.scenario,
-            f.processes,
-            f.deliveries,
-            f.per_second,
-            f.cpu_per_1000,
-            f.rss_mib,
-            latency,
-            f.lost,
-            f.duplicates,
-        )
-        table.add_row(*map(str, cells))
-    Console().print(table)
-
-
 def main() -> int:
     """1 if anything was lost or came twice."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="1,000 deliveries a scenario in place of 5,000")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="1,500 events a drain, every scenario once")
+    size.add_argument("--full", action="store_true", help="three rounds, and what takes longer: half an hour")
     parser.add_argument("--memory", type=int, metavar="N", help="only the memory over N deliveries")
     parser.add_argument("--paused", type=int, metavar="N", help="only the CPU of a paused provider with N waiting")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
@@ -184,7 +159,9 @@ def main() -> int:
     ):
         if chosen.memory or chosen.paused:
             return asyncio.run(_endure(servers, Path(folder), chosen.memory, chosen.paused))
-        figures = asyncio.run(measure(servers, Path(folder), 1000 if chosen.quick else 5000))
+        count = 1500 if chosen.quick else 6000
+        rows = beside_peers(servers, count) + (more(servers, count, folder) if chosen.full else [])
+        figures = asyncio.run(measure(rows, 1 if chosen.quick else 3 if chosen.full else 2))
     show(figures)
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=1))

@@ -70,6 +70,7 @@ async def paused(bench: Bench, waiting: int, seconds: float = 30.0) -> Paused:
     """Let the provider be gone, and see what the consumer does meanwhile."""
     (port,) = free_ports(1)
     _provider(bench.file, f"smtp://127.0.0.1:{port}?tls=none")
+    # each in a message of its own: they are counted in the queue
     await asyncio.gather(*(bench.publish(number) for number in range(waiting)))
     async with bench.consumers(1) as process:
         queue = channel_queue(Channel.EMAIL, Lane.NORMAL)
@@ -87,6 +88,7 @@ async def paused(bench: Bench, waiting: int, seconds: float = 30.0) -> Paused:
 def _provider(file: Path, url: str) -> None:
     document = yaml.safe_load(file.read_text())
     document["channels"]["email"]["providers"][0]["url"] = url
+    document["dispatch"] = {"normal": 1}
     file.write_text(yaml.safe_dump(document))
 
 

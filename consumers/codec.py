@@ -101,7 +101,11 @@ def _together(
     headers: dict[str, Any] = {DELIVERIES: len(jobs)}
     if all(job.delivery.event_key == first.event_key for job in jobs):
         headers |= {EVENT_ID: first.event_id, SOURCE: first.source, TYPE: first.type}
-    return Parcel(jobs, orjson.dumps({"deliveries": deliveries, "events": events}), headers)
+    # a consumer of a version that knows nothing of `more` delivers the first; the others are due, and come again alone
+    own = events.get(first.event_key)
+    others = {key: event for key, event in events.items() if key != first.event_key}
+    more = {"deliveries": deliveries[1:], "events": others}
+    return Parcel(jobs, orjson.dumps({"delivery": deliveries[0], "event": own, "more": more}), headers)
 
 
 def dispatch_headers(job: Dispatch) -> dict[str, Any]:
@@ -133,11 +137,13 @@ def read_dispatch(body: bytes) -> Sequence[Dispatch]:
     """
     try:
         document = orjson.loads(body)
-        if "deliveries" in document:
-            events = {key: _read_event(event) for key, event in document["events"].items()}
-            return [_read_job(values, events.get(values["event_key"])) for values in document["deliveries"]]
         event = document["event"]
-        return [_read_job(document["delivery"], _read_event(event) if event else None)]
+        jobs: list[Dispatch] = [_read_job(document["delivery"], _read_event(event) if event else None)]
+        if more := document.get("more"):
+            events: dict[str, EventData | None] = {key: _read_event(values) for key, values in more["events"].items()}
+            events[jobs[0].delivery.event_key] = jobs[0].event
+            jobs += [_read_job(values, events.get(values["event_key"])) for values in more["deliveries"]]
+        return jobs
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotADispatch(f"not a dispatch: {type(error).__name__}") from None
 

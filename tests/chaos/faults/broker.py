@@ -123,6 +123,7 @@ FAULTS = (
         "rabbit-wiped",
         "RabbitMQ loses all its data in the middle of 2,000 deliveries; an empty one takes its place",
         _wiped,
+        prepare=_few_mails_at_a_time,  # so that there is something left to lose
         events=20,
         recipients=68,
         begins=(0.02, 0.15),
