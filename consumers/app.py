@@ -390,7 +390,15 @@ class Application:
         deliver, concurrency = self._deliver(channel), core.settings.channels[channel].concurrency
         subscriptions = []
         for lane in Lane:
-            handler = DeliveryHandler(channel, deliver, core.operate, core.publisher, self.metrics, concurrency)
+            handler = DeliveryHandler(
+                channel,
+                deliver,
+                core.operate,
+                core.publisher,
+                self.metrics,
+                concurrency,
+                lambda: self.consumers.stopping,
+            )
             queue = channel_queue(channel, lane)
             subscriptions.append(
                 self._subscription(queue, concurrency, str(channel), handler, handler.poisoned, channel)

@@ -147,6 +147,7 @@ class DeliveryHandler:
 
     Args:
         concurrency: attempts in progress of those that came together with others; a message is one of them otherwise.
+        stopping: whether no more attempts should be begun.
     """
 
     def __init__(
@@ -157,8 +158,10 @@ class DeliveryHandler:
         queue: DispatchQueue,
         metrics: Metrics,
         concurrency: int,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._channel = channel
+        self._stopping = stopping
         self._deliver = deliver
         self._operate = operate
         self._queue = queue
@@ -201,7 +204,10 @@ class DeliveryHandler:
 
     async def _one_of_many(self, job: Dispatch, redelivered: bool) -> None:
         try:
-            await self._attempt(job, redelivered)
+            if self._stopping():  # one message may be work for longer than a stop may take: others will do the rest
+                await self._queue.dispatch(job)
+            else:
+                await self._attempt(job, redelivered)
         except Exception as error:  # noqa: BLE001 - logged, and its order parked as if it had come alone
             log.error("message.handler_failed", role=str(self._channel), error=place_of(error))
             order = Incoming(codec.dispatch_body(job), None, None, None, redelivered)

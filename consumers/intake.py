@@ -210,6 +210,8 @@ class Consumers:
             app_id="notipy",
         )
         self._consumers = [Consumer(self._broker, subscription) for subscription in subscriptions]
+        self.stopping = False
+        """Whether no more is taken, and only what is in progress should be brought to its end."""
 
     async def start(self) -> None:
         """Consume. Returns when every queue has its consumer."""
@@ -243,6 +245,7 @@ class Consumers:
         for told in await asyncio.gather(*(each.cancel() for each in self._consumers), return_exceptions=True):
             if told is not None:  # the connection is gone, and its consumers with it
                 log.warning("consumer.not_cancelled", error=place_of(told))
+        self.stopping = True
         await asyncio.sleep(SETTLE_SECONDS)  # what had arrived before the cancellation begins now
         deadline = time.monotonic() + grace.total_seconds()
         while (tasks := self._tasks()) and (left := deadline - time.monotonic()) > 0:

@@ -72,3 +72,23 @@ async def test_no_more_attempts_are_in_progress_than_the_setting_says() -> None:
     await handler(world, deliver, 2)(message)
     assert most == 2
     assert len(world.provider.sent) == 3
+
+
+async def test_what_has_not_begun_when_the_process_stops_is_dispatched_again() -> None:
+    world = World()
+    jobs, message = await three(world)
+    stopping = False
+
+    async def deliver(job: Dispatch, *, redelivered: bool) -> Result:
+        nonlocal stopping
+        stopping = True
+        return await world.deliver(job, redelivered=redelivered)
+
+    before = len(world.queue.dispatched)
+    real: Any = cast("Deliver", deliver)
+    one_at_a_time = DeliveryHandler(Channel.EMAIL, real, world.operate, world.queue, Metrics(), 1, lambda: stopping)
+    await one_at_a_time(cast("Any", message))
+    assert len(world.provider.sent) == 1
+    again = world.queue.dispatched[before:]
+    assert [job.delivery.id for job in again] == [job.delivery.id for job in jobs[1:]]
+    assert [job.attempt for job in again] == [1, 1]
