@@ -23,6 +23,7 @@ JSON = "application/json"
 DELIVERY, EPOCH, ATTEMPT, DELIVERIES = "x-notipy-delivery", "x-notipy-epoch", "x-notipy-attempt", "x-notipy-deliveries"
 REASON, DETAIL, DUPLICATE = "x-notipy-reason", "x-notipy-detail", "x-notipy-possible-duplicate"
 EVENT_ID, SOURCE, TYPE, PARKED_AT = "x-notipy-event-id", "x-notipy-source", "x-notipy-type", "x-notipy-parked-at"
+WITHOUT_ID = "x-notipy-without-id"
 ROUTING_KEY, MESSAGE_ID = "x-notipy-routing-key", "x-notipy-message-id"
 
 PARCEL_BYTES = 256 * 1024

@@ -279,7 +279,7 @@ def incoming(message: AbstractIncomingMessage) -> Incoming:
         body=message.body,
         # published straight to a queue, a message's key is the queue's name and says nothing of the event
         routing_key=message.routing_key if message.exchange else None,
-        message_id=message.message_id,
+        message_id=None if codec.WITHOUT_ID in message.headers else message.message_id,
         timestamp=_aware(stamped) if isinstance(stamped, datetime) else None,
         redelivered=bool(message.redelivered),
     )

@@ -180,9 +180,10 @@ class Publisher:
     async def event(self, key: str, body: bytes, message_id: str | None) -> None:
         """An event to `notipy.events`, as a producer would; for `notipy send` and for replays.
 
-        Without a `message_id` the message has none: ours would pass for the event's id.
+        Without a `message_id` the message says so: the client gives each one, which would pass for the event's id.
         """
-        await self._publish(EVENTS, key, body, {}, message_id=message_id or "")
+        headers = {} if message_id else {codec.WITHOUT_ID: True}
+        await self._publish(EVENTS, key, body, headers, message_id=message_id)
 
     async def waiting(self, channel: Channel, lane: Lane) -> Waiting:
         """By asking the broker; a queue that is gone has nothing waiting."""
@@ -242,7 +243,7 @@ class Publisher:
                 headers=dict(headers),
                 delivery_mode=PERSISTENT,
                 # unique for each publish: two of the same id under way would swap their returns
-                message_id=f"{self._prefix}-{next(self._numbers)}" if message_id is None else message_id or None,
+                message_id=message_id or f"{self._prefix}-{next(self._numbers)}",
                 timestamp=datetime.now(UTC),
                 app_id="notipy",
             )

@@ -38,6 +38,18 @@ async def test_the_smallest_message_of_pika_becomes_a_mail(settings: Settings, s
     assert await stack.depth("notipy.events") == await stack.depth("notipy.channel.email.normal") == 0
 
 
+async def test_an_event_that_is_published_again_without_an_id_gets_none(settings: Settings, stack: Stack) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    async with running(settings):
+        for _ in range(2):  # a replay, and one of what is rejected then
+            await stack.core.publisher.event("shop.order.shipped", json.dumps(order()).encode(), None)
+            parked = await stack.take("notipy.dead.events")
+            assert parked.headers["x-notipy-reason"] == str(Reason.INVALID)
+            assert "x-notipy-message-id" not in parked.headers
+            assert json.loads(str(parked.headers["x-notipy-detail"]))[0]["field"] == "id"
+    assert not await stack.deliveries()
+
+
 async def test_the_same_event_fifty_times_at_once_is_delivered_once(
     settings: Settings, stack: Stack, smtp: SmtpSink
 ) -> None:
