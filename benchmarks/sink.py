@@ -18,7 +18,11 @@ from typing import Any
 import uvloop
 
 _SPAWN = get_context("spawn")
-_ANSWERS = {b"EHLO": b"250-sink\r\n250 SIZE 33554432\r\n", b"DATA": b"354 go on\r\n", b"QUIT": b"221 bye\r\n"}
+_ANSWERS = {
+    b"EHLO": b"250-sink\r\n250-PIPELINING\r\n250 SIZE 33554432\r\n",
+    b"DATA": b"354 go on\r\n",
+    b"QUIT": b"221 bye\r\n",
+}
 
 
 @dataclass(frozen=True)

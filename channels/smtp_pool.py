@@ -10,8 +10,8 @@ import socket
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +19,7 @@ import aiosmtplib
 
 from channels.classify import Stage, connection_failure, connection_reason, scrub, smtp_failure
 from channels.mail import Mail
+from channels.smtp_session import NO_SMTP, Interrupted, Reply, Session
 from channels.smtp_settings import Server, SmtpOptions
 from domain.duration import format_duration
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
@@ -39,7 +40,7 @@ _LINE_ENDS = re.compile(rb"\r\n|\r|\n")
 class _Kept:
     """A connection that waits to be used again."""
 
-    client: aiosmtplib.SMTP
+    session: Session
     since: float
 
 
@@ -54,6 +55,7 @@ class SmtpPool:
         self._closed = False
         self._hostname: str | None = options.local_hostname
         self._tls: ssl.SSLContext | None = None
+        self._timeout = options.timeout.total_seconds()
 
     async def send(self, mail: Mail) -> str:
         """Hand the mail over.
@@ -75,7 +77,7 @@ class SmtpPool:
     async def _slot(self) -> AsyncIterator[None]:
         """A place among the connections. Waiting has a limit of its own: nothing was sent when it is over."""
         try:
-            async with asyncio.timeout(self._options.timeout.total_seconds()):
+            async with asyncio.timeout(self._timeout):
                 await self._slots.acquire()
         except TimeoutError:
             wait = format_duration(self._options.timeout)
@@ -95,32 +97,34 @@ class SmtpPool:
         """Close what is kept and keep nothing from now on."""
         self._closed = True
         idle, self._idle = self._idle, []
-        await asyncio.gather(*(_quit(kept.client) for kept in idle))
+        await asyncio.gather(*(kept.session.quit(timeout=GOODBYE) for kept in idle))
 
-    async def _take(self) -> aiosmtplib.SMTP | None:
+    async def _take(self) -> Session | None:
         """A kept connection that is alive as far as can be told."""
         while self._idle:
             kept = self._idle.pop()
-            if kept.client.is_connected and await self._fresh(kept):
-                return kept.client
-            kept.client.close()
+            if kept.session.usable and await self._fresh(kept):
+                return kept.session
+            kept.session.close()
         return None
 
     async def _fresh(self, kept: _Kept) -> bool:
         if self._clock() - kept.since < PROBE_AFTER:
             return True
-        with suppress(aiosmtplib.SMTPException, OSError), _closing_on_error(kept.client):
-            await kept.client.noop()
-            return True
+        with suppress(Interrupted):
+            (reply,) = await kept.session.ask(b"NOOP\r\n", timeout=self._timeout)
+            return reply.code == 250
         return False
 
-    async def _give_back(self, client: aiosmtplib.SMTP) -> None:
-        if self._closed:
-            await _quit(client)
-        elif client.is_connected:
-            self._idle.append(_Kept(client, self._clock()))
+    async def _give_back(self, session: Session) -> None:
+        if not session.usable:
+            session.close()
+        elif self._closed:
+            await session.quit(timeout=GOODBYE)
+        else:
+            self._idle.append(_Kept(session, self._clock()))
 
-    async def _connect(self) -> aiosmtplib.SMTP:
+    async def _connect(self) -> Session:
         """A connection on which EHLO, STARTTLS and AUTH are done as set."""
         client = self._client(await self._local_hostname())
         stage = Stage.CONNECT
@@ -130,9 +134,9 @@ class SmtpPool:
                 await _greet(client)
                 stage = Stage.AUTH
                 await self._login(client)
+                return Session.over(client)
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
             raise self._connect_failure(error, stage) from None
-        return client
 
     async def _login(self, client: aiosmtplib.SMTP) -> None:
         server = self._options.server
@@ -147,7 +151,7 @@ class SmtpPool:
             use_tls=server.tls == "implicit",
             start_tls=server.tls == "starttls",
             tls_context=None if server.tls == "none" else self._context(),
-            timeout=self._options.timeout.total_seconds(),
+            timeout=self._timeout,
             local_hostname=hostname,
         )
 
@@ -179,29 +183,37 @@ class SmtpPool:
         reason = Reason.AUTHENTICATION if stage is Stage.AUTH else Reason.TLS
         return TransientFailure(reason, scrub(str(error), _secrets(server)), provider_fault=True)
 
-    async def _conversation(self, client: aiosmtplib.SMTP, mail: Mail) -> str:
+    async def _conversation(self, session: Session, mail: Mail) -> str:
         """MAIL, RCPT, DATA and the message; afterwards the connection is kept, unless it is of no more use."""
         refused: _Refused | None = None
         answer = ""
-        with _closing_on_error(client):
+        with _closing_on_error(session):
             try:
-                answer = await _transaction(client, mail)
+                answer = await _transaction(session, mail, self._timeout)
             except _Refused as error:
                 refused = error
-                await _reset(client, error.stage)
-        await self._give_back(client)
+                await self._reset(session, error)
+        await self._give_back(session)
         if refused is not None:
             raise refused.failure
         return answer
 
+    async def _reset(self, session: Session, refused: "_Refused") -> None:
+        """End a transaction that the server has refused a part of. After the message itself there is none to end."""
+        if refused.hopeless:
+            session.close()
+        elif refused.stage in {Stage.RCPT, Stage.DATA}:
+            with suppress(Interrupted):
+                await session.ask(b"RSET\r\n", timeout=self._timeout)
+
 
 @contextmanager
-def _closing_on_error(client: aiosmtplib.SMTP) -> Iterator[None]:
+def _closing_on_error(connection: aiosmtplib.SMTP | Session) -> Iterator[None]:
     """A connection on which something went wrong, or was cancelled, is in no state that could be gone on from."""
     try:
         yield
     except BaseException:
-        client.close()
+        connection.close()
         raise
 
 
@@ -225,65 +237,61 @@ class _Stale(Exception):
 
 
 class _Refused(Exception):
-    """The server said no, and the conversation can go on."""
+    """The server said no, and the conversation can go on, unless it is `hopeless`."""
 
-    def __init__(self, failure: DeliveryFailure, stage: Stage) -> None:
+    def __init__(self, failure: DeliveryFailure, stage: Stage, *, hopeless: bool = False) -> None:
         super().__init__(stage)
         self.failure = failure
         self.stage = stage
+        self.hopeless = hopeless
 
 
-async def _transaction(client: aiosmtplib.SMTP, mail: Mail) -> str:
+async def _transaction(session: Session, mail: Mail, timeout: float) -> str:  # noqa: ASYNC109 - each answer's
     """One mail transaction (RFC 5321 §3.3); returns the last answer.
 
     Raises:
         _Stale, _Refused, TransientFailure, PermanentFailure, UnknownOutcome: by how far it had come.
     """
     hide = _private_words(mail)
-    stage = Stage.MAIL
+    await _envelope(session, _envelope_commands(session, mail), hide, timeout)
     try:
-        await _envelope_sender(client, mail)
-        stage = Stage.RCPT
-        await client.rcpt(mail.recipient, encoding="utf-8")
-        stage = Stage.DATA
-        _expect(354, await client.execute_command(b"DATA"))
-        stage = Stage.BODY
-        return await _message(client, mail.body, hide)
-    except aiosmtplib.SMTPResponseException as error:
-        raise _answered(error, stage, hide) from None
-    except ValueError:
-        # aiosmtplib will not put it into a command.
-        failure = PermanentFailure(Reason.BAD_ADDRESS, "the address cannot be written into an SMTP command")
-        raise _Refused(failure, stage) from None
-    except (aiosmtplib.SMTPException, OSError) as error:
-        raise _broken(error, stage) from None
+        (reply,) = await session.ask(_stuffed(mail.body), timeout=timeout + len(mail.body) / SLOWEST)
+    except Interrupted as interrupted:
+        raise _broken(interrupted, Stage.BODY) from None
+    if reply.code != 250:
+        raise _answered(reply, Stage.BODY, hide)
+    return scrub(f"{reply.code} {reply.text}", hide)
 
 
-async def _envelope_sender(client: aiosmtplib.SMTP, mail: Mail) -> None:
-    options = [f"SIZE={len(mail.body)}"] if client.supports_extension("size") else []
+async def _envelope(session: Session, commands: Sequence[bytes], hide: tuple[str, ...], timeout: float) -> None:  # noqa: ASYNC109
+    """MAIL, RCPT and DATA, until the server asks for the message."""
+    replies: list[Reply] = []
+    groups = [commands] if "pipelining" in session.extensions else [[command] for command in commands]
+    for group in groups:
+        interrupted: Interrupted | None = None
+        try:
+            replies += await session.ask(*group, timeout=timeout)
+        except Interrupted as error:
+            interrupted = error
+            replies += error.replies
+        # a server that refuses and hangs up has refused
+        for (stage, expected), reply in zip(_EXPECTED.items(), replies, strict=False):
+            if reply.code not in expected:
+                # it may have asked for the message in spite of that, and would wait for it
+                waits = len(replies) == len(_EXPECTED) and replies[-1].code in _EXPECTED[Stage.DATA]
+                raise _answered(reply, stage, hide, hopeless=waits)
+        if interrupted is not None:
+            raise _broken(interrupted, list(_EXPECTED)[len(replies)]) from None
+
+
+def _envelope_commands(session: Session, mail: Mail) -> Sequence[bytes]:
+    options = f" SIZE={len(mail.body)}" if "size" in session.extensions else ""
     if mail.needs_utf8:
-        if not client.supports_extension("smtputf8"):
+        if "smtputf8" not in session.extensions:
             detail = "the address has letters outside ASCII before the @, and the server has no SMTPUTF8"
             raise _Refused(PermanentFailure(Reason.BAD_ADDRESS, detail), Stage.CONNECT)
-        options.append("SMTPUTF8")
-    await client.mail(mail.sender, options=options, encoding="utf-8")
-
-
-def _expect(code: int, reply: aiosmtplib.SMTPResponse) -> None:
-    if reply.code != code:
-        raise aiosmtplib.SMTPDataError(reply.code, reply.message)
-
-
-async def _message(client: aiosmtplib.SMTP, body: bytes, hide: tuple[str, ...]) -> str:
-    """The message, and the server's answer to it."""
-    protocol = client.protocol
-    if protocol is None:
-        raise aiosmtplib.SMTPServerDisconnected("Connection lost")
-    # aiosmtplib's own DATA does not tell a connection lost before the message from one lost after it.
-    protocol.write(_stuffed(body))
-    reply = await protocol.read_response(timeout=(client.timeout or 0) + len(body) / SLOWEST)
-    _expect(250, reply)
-    return scrub(f"{reply.code} {reply.message}", hide)
+        options += " SMTPUTF8"
+    return f"MAIL FROM:<{mail.sender}>{options}\r\n".encode(), f"RCPT TO:<{mail.recipient}>\r\n".encode(), b"DATA\r\n"
 
 
 def _stuffed(body: bytes) -> bytes:
@@ -292,40 +300,28 @@ def _stuffed(body: bytes) -> bytes:
     return _DOTS.sub(b"..", lines) + (b".\r\n" if lines.endswith(b"\r\n") else b"\r\n.\r\n")
 
 
-def _answered(error: aiosmtplib.SMTPResponseException, stage: Stage, hide: tuple[str, ...]) -> Exception:
-    if stage is Stage.BODY and not 400 <= error.code <= 599:
+def _answered(reply: Reply, stage: Stage, hide: tuple[str, ...], *, hopeless: bool = False) -> Exception:
+    if stage is Stage.BODY and not 400 <= reply.code <= 599:
         detail = "the server's answer to the message is no SMTP"
         return UnknownOutcome(Reason.OUTCOME_UNKNOWN, detail, provider_fault=True)
-    failure = smtp_failure(error.code, error.message, stage, hide)
-    if error.code == 421 and stage is Stage.MAIL:
+    failure = smtp_failure(reply.code, reply.text, stage, hide)
+    if reply.code == 421 and stage is Stage.MAIL:
         return _Stale(failure)
-    return _Refused(failure, stage)
+    return _Refused(failure, stage, hopeless=hopeless or reply.code in {421, NO_SMTP})
 
 
-def _broken(error: Exception, stage: Stage) -> Exception:
-    failure = connection_failure(error, f"waiting for the answer to {_COMMANDS[stage]}", provider_fault=True)
+def _broken(interrupted: Interrupted, stage: Stage) -> Exception:
+    cause = interrupted.__cause__ or interrupted
+    failure = connection_failure(cause, f"waiting for the answer to {_COMMANDS[stage]}", provider_fault=True)
     if stage is Stage.BODY:
-        return UnknownOutcome(connection_reason(error), failure.detail, provider_fault=True)
+        return UnknownOutcome(connection_reason(cause), failure.detail, provider_fault=True)
     if stage is Stage.MAIL and failure.reason is Reason.CONNECTION_LOST:
         return _Stale(failure)
     return failure
 
 
+_EXPECTED: Final = {Stage.MAIL: {250}, Stage.RCPT: {250, 251, 252}, Stage.DATA: {354}}
 _COMMANDS: Final = {Stage.MAIL: "MAIL", Stage.RCPT: "RCPT", Stage.DATA: "DATA", Stage.BODY: "the message"}
-
-
-async def _reset(client: aiosmtplib.SMTP, stage: Stage) -> None:
-    """End a transaction that the server has refused a part of. After the message itself there is none to end."""
-    if stage in {Stage.RCPT, Stage.DATA} and client.is_connected:
-        try:
-            await client.rset()
-        except (aiosmtplib.SMTPException, OSError):
-            client.close()
-
-
-async def _quit(client: aiosmtplib.SMTP) -> None:
-    with closing(client), suppress(aiosmtplib.SMTPException, OSError):
-        await client.quit(timeout=GOODBYE)
 
 
 def _private_words(mail: Mail) -> tuple[str, ...]:

@@ -20,15 +20,18 @@ class ScriptedSmtp:
     """An SMTP server that answers what it is told to, or hangs up.
 
     `replies` maps a command (GREETING, EHLO, MAIL, RCPT, DATA, BODY, RSET, NOOP) to the answers that it gets one after
-    the other, the last one from then on; an empty answer hangs up, None says nothing.
+    the other, the last one from then on; an empty answer hangs up, None says nothing, and nothing more from then on.
     """
 
     replies: dict[str, list[str | None]] = field(default_factory=dict)
+    pipelining: bool = False
     port: int = 0
     connections: int = 0
     open: int = 0
     commands: list[str] = field(default_factory=list)
     mails: list[bytes] = field(default_factory=list)
+    _refused: bool = False
+    _silent: bool = False
 
     DEFAULTS: ClassVar[dict[str, str]] = {
         "GREETING": "220 ready",
@@ -41,6 +44,7 @@ class ScriptedSmtp:
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open += 1
+        self._silent = False
         try:
             await self._say(writer, "GREETING")
             while line := await reader.readline():
@@ -55,6 +59,12 @@ class ScriptedSmtp:
             self.open -= 1
             writer.close()
 
+    def _default(self, verb: str) -> str:
+        if verb == "DATA" and self._refused:
+            return "503 5.5.1 no valid recipients"
+        default = self.DEFAULTS.get(verb, "250 2.0.0 OK")
+        return default.replace("SMTPUTF8", "SMTPUTF8\r\n250-PIPELINING") if self.pipelining else default
+
     async def _body(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.replies.get("BODY_READ") == [""]:
             await reader.readline()
@@ -63,12 +73,17 @@ class ScriptedSmtp:
         await self._say(writer, "BODY")
 
     async def _say(self, writer: asyncio.StreamWriter, verb: str) -> None:
-        answers = self.replies.get(verb, [self.DEFAULTS.get(verb, "250 2.0.0 OK")])
+        answers = self.replies.get(verb, [self._default(verb)])
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         self._last = answer or ""
+        if verb in {"MAIL", "RCPT"} and not self._last.startswith("2"):
+            self._refused = True
+        elif verb in {"MAIL", "RSET"}:
+            self._refused = False
         if answer == "":
             raise ConnectionResetError
-        if answer is not None:
+        self._silent = self._silent or answer is None
+        if answer is not None and not self._silent:
             writer.write(answer.encode() + b"\r\n")
             await writer.drain()
 
@@ -105,9 +120,9 @@ async def serving(
 
 
 @asynccontextmanager
-async def scripted_smtp(**replies: list[str | None]) -> AsyncIterator[ScriptedSmtp]:
+async def scripted_smtp(*, pipelining: bool = False, **replies: list[str | None]) -> AsyncIterator[ScriptedSmtp]:
     """A scripted server, running."""
-    script = ScriptedSmtp(replies)
+    script = ScriptedSmtp(replies, pipelining)
     async with serving(script.talk) as port:
         script.port = port
         yield script

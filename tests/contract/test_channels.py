@@ -91,13 +91,13 @@ class Case:
         self.kind = kind
 
     def provider(self, port: int, **options: Any) -> tuple[Provider, Message]:
-        if self.kind == "smtp":
+        if "smtp" in self.kind:
             return smtp(port, **options), email()
         return webhooks(**options), hook(f"http://127.0.0.1:{port}/hook?token=sesame")
 
     @asynccontextmanager
     async def server(self, behaviour: str) -> AsyncIterator[int]:
-        if self.kind == "smtp":
+        if "smtp" in self.kind:
             replies: Mapping[str, dict[str, list[str | None]]] = {
                 "accepts": {},
                 "transient": {"RCPT": [f"451 4.3.0 <{ADDRESS}> try later"]},
@@ -106,7 +106,7 @@ class Case:
                 "lost after": {"BODY": [""]},
                 "lost within": {"BODY_READ": [""]},
             }
-            async with scripted_smtp(**replies[behaviour]) as script:
+            async with scripted_smtp(pipelining="pipelining" in self.kind, **replies[behaviour]) as script:
                 yield script.port
         elif behaviour in {"accepts", "transient", "permanent"}:
             status = {"accepts": 200, "transient": 503, "permanent": 400}[behaviour]
@@ -122,7 +122,12 @@ class Case:
                 yield port
 
 
-@pytest.fixture(params=["smtp", "webhook"])
+@pytest.fixture(params=[False, True], ids=["one by one", "pipelining"])
+def pipelining(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(params=["smtp", "smtp with pipelining", "webhook"])
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 
@@ -190,7 +195,7 @@ async def test_a_cancelled_send_leaves_no_connection(case: Case) -> None:
     script = ScriptedSmtp({"BODY": [None]})
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if case.kind == "smtp":
+        if "smtp" in case.kind:
             task = asyncio.ensure_future(script.talk(reader, writer))
             await eventually(lambda: script.mails)
             reached.set()
@@ -285,8 +290,8 @@ def _b64(data: bytes) -> Base64Bytes:
     return base64.b64encode(data)
 
 
-async def test_connections_are_kept_and_closed() -> None:
-    async with scripted_smtp() as server:
+async def test_connections_are_kept_and_closed(pipelining: bool) -> None:
+    async with scripted_smtp(pipelining=pipelining) as server:
         provider = smtp(server.port, connections=2)
         for number in range(5):
             await provider.send(email(number))
@@ -298,8 +303,8 @@ async def test_connections_are_kept_and_closed() -> None:
         await eventually(lambda: server.open == 0)
 
 
-async def test_a_refusal_keeps_the_connection() -> None:
-    async with scripted_smtp(RCPT=["550 5.1.1 no", "250 ok"]) as server:
+async def test_a_refusal_keeps_the_connection(pipelining: bool) -> None:
+    async with scripted_smtp(pipelining=pipelining, RCPT=["550 5.1.1 no", "250 ok"]) as server:
         provider = smtp(server.port)
         await failure_of(provider, email())
         await provider.send(email(2))
@@ -309,8 +314,8 @@ async def test_a_refusal_keeps_the_connection() -> None:
 
 
 @pytest.mark.parametrize("answer", ["", "421 4.3.2 closing"])
-async def test_a_kept_connection_that_has_died_is_replaced(answer: str) -> None:
-    async with scripted_smtp(MAIL=["250 ok", answer, "250 ok"]) as server:
+async def test_a_kept_connection_that_has_died_is_replaced(answer: str, pipelining: bool) -> None:
+    async with scripted_smtp(pipelining=pipelining, MAIL=["250 ok", answer, "250 ok"]) as server:
         provider = smtp(server.port)
         await provider.send(email(1))
         await provider.send(email(2))
@@ -318,13 +323,82 @@ async def test_a_kept_connection_that_has_died_is_replaced(answer: str) -> None:
     assert (server.connections, len(server.mails)) == (2, 2)
 
 
-async def test_a_connection_that_dies_twice_is_transient() -> None:
-    async with scripted_smtp(MAIL=["250 ok", ""]) as server:
+async def test_a_connection_that_dies_twice_is_transient(pipelining: bool) -> None:
+    async with scripted_smtp(pipelining=pipelining, MAIL=["250 ok", ""]) as server:
         provider = smtp(server.port)
         await provider.send(email(1))
         failure = await failure_of(provider, email(2))
         await provider.close()
     assert (type(failure), failure.reason) == (TransientFailure, Reason.CONNECTION_LOST)
+
+
+async def test_a_server_that_asks_for_a_message_without_a_recipient_gets_none() -> None:
+    async with scripted_smtp(pipelining=True, RCPT=["550 5.1.1 no", "250 ok"], DATA=["354 go ahead"]) as server:
+        provider = smtp(server.port)
+        failure = await failure_of(provider, email(1))
+        await provider.send(email(2))
+        await provider.close()
+    assert failure.reason is Reason.RECIPIENT_REJECTED
+    assert (server.connections, len(server.mails)) == (2, 1)
+
+
+async def test_a_refusal_counts_though_the_server_hangs_up_upon_it() -> None:
+    async with scripted_smtp(pipelining=True, RCPT=["550 5.1.1 no"], DATA=[""]) as server:
+        provider = smtp(server.port)
+        failure = await failure_of(provider, email())
+        await provider.close()
+    assert (type(failure), failure.reason) == (PermanentFailure, Reason.RECIPIENT_REJECTED)
+
+
+async def test_a_connection_over_which_the_server_speaks_unasked_is_not_used_again() -> None:
+    async with scripted_smtp(BODY=["250 ok\r\n421 4.4.2 idle for too long", "250 ok"]) as server:
+        provider = smtp(server.port)
+        await provider.send(email(1))
+        await provider.send(email(2))
+        await provider.close()
+    assert (server.connections, len(server.mails)) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["x", "2500 ok", "25", "\x00\xff", "250-a\r\nwhat?", "250-" + "x" * 40_000, "\r\n".join(["250-y"] * 20_000)],
+    ids=["a word", "four digits", "two digits", "no text", "within a reply", "a line without end", "lines without end"],
+)
+async def test_a_reply_that_is_no_smtp(answer: str) -> None:
+    async with scripted_smtp(MAIL=[answer, "250 ok"]) as server:
+        provider = smtp(server.port, timeout="300ms")
+        failure = await failure_of(provider, email(1))
+        await provider.send(email(2))
+        await provider.close()
+    assert (type(failure), failure.reason) == (TransientFailure, Reason.PROVIDER_UNAVAILABLE)
+    assert len(server.mails) == 1
+
+
+async def test_a_cancelled_send_sends_no_more_of_the_message() -> None:
+    """A graceful close would write the rest, and with it the dot that makes the server take it."""
+    got = bytearray()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 ready\r\n")
+        for answer in (b"250 slow", b"250 ok", b"250 ok", b"354 go ahead"):
+            await reader.readline()
+            writer.write(answer + b"\r\n")
+        await asyncio.sleep(0.3)
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                got.extend(data)
+
+    async with serving(slow) as port:
+        provider = smtp(port)
+        text = ("x" * 78 + "\n") * 200_000
+        sending = asyncio.create_task(provider.send(email(content={"subject": "s", "text": text})))
+        await asyncio.sleep(0.15)
+        sending.cancel()
+        with suppress(asyncio.CancelledError):
+            await sending
+        await provider.close()
+        await asyncio.sleep(0.5)
+    assert not bytes(got).endswith(b"\r\n.\r\n")
 
 
 def _only(stage: str, answer: str | None) -> dict[str, list[str | None]]:
@@ -333,8 +407,10 @@ def _only(stage: str, answer: str | None) -> dict[str, list[str | None]]:
 
 @pytest.mark.parametrize("stage", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize(("answer", "reason"), [("", Reason.CONNECTION_LOST), (None, Reason.TIMEOUT)])
-async def test_lost_before_the_message_is_transient(stage: str, answer: str | None, reason: Reason) -> None:
-    async with scripted_smtp(**_only(stage, answer)) as server:
+async def test_lost_before_the_message_is_transient(
+    stage: str, answer: str | None, reason: Reason, pipelining: bool
+) -> None:
+    async with scripted_smtp(pipelining=pipelining, **_only(stage, answer)) as server:
         provider = smtp(server.port, timeout="200ms")
         failure = await failure_of(provider, email())
         await provider.close()
@@ -358,17 +434,19 @@ async def test_lost_before_the_message_is_transient(stage: str, answer: str | No
         ("BODY", "what?", UnknownOutcome, Reason.OUTCOME_UNKNOWN),
     ],
 )
-async def test_answers_by_stage(stage: str, answer: str, kind: type[DeliveryFailure], reason: Reason) -> None:
-    async with scripted_smtp(**_only(stage, answer)) as server:
+async def test_answers_by_stage(
+    stage: str, answer: str, kind: type[DeliveryFailure], reason: Reason, pipelining: bool
+) -> None:
+    async with scripted_smtp(pipelining=pipelining, **_only(stage, answer)) as server:
         provider = smtp(server.port)
         failure = await failure_of(provider, email())
         await provider.close()
     assert (type(failure), failure.reason) == (kind, reason)
 
 
-async def test_an_old_kept_connection_is_asked_before_use(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_old_kept_connection_is_asked_before_use(monkeypatch: pytest.MonkeyPatch, pipelining: bool) -> None:
     monkeypatch.setattr("channels.smtp_pool.PROBE_AFTER", 0.0)
-    async with scripted_smtp(NOOP=["250 ok", ""]) as server:
+    async with scripted_smtp(pipelining=pipelining, NOOP=["250 ok", ""]) as server:
         provider = smtp(server.port)
         for number in range(3):
             await provider.send(email(number))
@@ -456,8 +534,8 @@ async def test_an_international_address_needs_smtputf8() -> None:
 
 
 @pytest.mark.parametrize("to", ["", "nobody", "a@b\r\nRCPT TO:<c@d>", "a b@c.example", "<a@b.c>,d@e.f", "@x.example"])
-async def test_addresses_that_cannot_be_used(to: str) -> None:
-    async with scripted_smtp() as server:
+async def test_addresses_that_cannot_be_used(to: str, pipelining: bool) -> None:
+    async with scripted_smtp(pipelining=pipelining) as server:
         provider = smtp(server.port)
         failure = await failure_of(provider, email(to=to))
         await provider.close()
