@@ -17,7 +17,7 @@ from cli.session import load
 if TYPE_CHECKING:
     from config.settings import Settings
 
-COLLECT_AFTER = (50_000, 20, 20)
+COLLECT_AFTER = (10_000, 20, 100)
 """Objects, and collections of the younger generation, before a look for cyclic garbage; Python's are 700, 10, 10."""
 
 

@@ -20,13 +20,20 @@ class GroupCommit(Generic[Item, Result]):
 
     `write` returns one result for each item, in order; an exception in place of a result is raised to that
     item's caller alone, one raised by `write` itself to every caller of the batch.
+
+    Args:
+        linger: seconds that a write waits for others to share it, where nobody is in a hurry.
     """
 
     def __init__(
-        self, write: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]], max_batch: int = MAX_BATCH
+        self,
+        write: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]],
+        max_batch: int = MAX_BATCH,
+        linger: float = 0.0,
     ) -> None:
         self._write = write
         self._max_batch = max_batch
+        self._linger = linger
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._writer: asyncio.Task[None] | None = None
 
@@ -46,6 +53,8 @@ class GroupCommit(Generic[Item, Result]):
     async def _run(self) -> None:
         try:
             while self._waiting:
+                if self._linger and len(self._waiting) < self._max_batch:
+                    await asyncio.sleep(self._linger)
                 batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
                 # a caller that was cancelled before its write wants it no more
                 await self._write_batch([(item, future) for item, future in batch if not future.done()])

@@ -13,6 +13,10 @@ from storage.database import Database, Document
 from storage.documents import event_document, read_event
 from storage.writes import Update, insert_own, update_all, write_all
 
+SETTLE_LINGER = 0.05
+"""Seconds that the end of an event's planning waits for others': its deliveries are on their way already, and each write
+that is saved is one that a delivery does not queue behind. Far below the time that the prefetch of events lasts."""
+
 
 class MongoEvents:
     """`domain.ports.Events` in the collection `events`."""
@@ -22,7 +26,7 @@ class MongoEvents:
         self._collection = database.collection("events")
         self._inserts: GroupCommit[Document, bool] = GroupCommit(self._insert)
         self._updates: GroupCommit[Update, None] = GroupCommit(self._update)
-        self._settlements: GroupCommit[tuple[str, str, int], None] = GroupCommit(self._settle)
+        self._settlements: GroupCommit[tuple[str, str, int], None] = GroupCommit(self._settle, linger=SETTLE_LINGER)
 
     async def add(self, event: StoredEvent, due_at: datetime) -> bool:
         """Insert with whoever else inserts; the unique `_id` tells a duplicate."""
