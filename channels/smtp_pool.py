@@ -76,6 +76,16 @@ class SmtpPool:
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
         """A place among the connections. Waiting has a limit of its own: nothing was sent when it is over."""
+        if self._slots.locked():
+            await self._wait()
+        else:
+            await self._slots.acquire()
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    async def _wait(self) -> None:
         try:
             async with asyncio.timeout(self._timeout):
                 await self._slots.acquire()
@@ -83,10 +93,6 @@ class SmtpPool:
             wait = format_duration(self._options.timeout)
             detail = f"all {self._options.connections} connections were busy for {wait}"
             raise TransientFailure(Reason.PROVIDER_UNAVAILABLE, detail, provider_fault=True) from None
-        try:
-            yield
-        finally:
-            self._slots.release()
 
     async def probe(self) -> None:
         """Make a connection and keep it."""

@@ -77,14 +77,14 @@ class Session(asyncio.Protocol):
             Interrupted: before all of them had come. The connection is closed: a reply that comes late would be taken
                 for the next command's.
         """
-        self._replies, self._expected = [], len(commands)
-        self._answered = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._replies, self._expected, self._answered = [], len(commands), loop.create_future()
+        late = loop.call_later(timeout, self._end, TimeoutError("no reply in time"))
         try:
             if self._transport.is_closing():
                 raise ConnectionResetError("Connection lost")
             self._transport.write(b"".join(commands))
-            async with asyncio.timeout(timeout):
-                await self._answered
+            await self._answered
         except (OSError, TimeoutError) as error:
             self.close()
             raise Interrupted(self._replies) from error
@@ -92,6 +92,7 @@ class Session(asyncio.Protocol):
             self.close()
             raise
         finally:
+            late.cancel()
             self._answered, self._expected = None, 0
         return self._replies
 
@@ -123,10 +124,13 @@ class Session(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Whoever waits for a reply waits no more."""
+        lost = ConnectionResetError("Connection lost")
+        lost.__cause__ = error
+        self._end(lost)
+
+    def _end(self, error: Exception) -> None:
         if self._answered is not None and not self._answered.done():
-            lost = ConnectionResetError("Connection lost")
-            lost.__cause__ = error
-            self._answered.set_exception(lost)
+            self._answered.set_exception(error)
 
     def _read(self, line: bytes) -> None:
         match = _LINE.fullmatch(line)
