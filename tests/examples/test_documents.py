@@ -22,7 +22,12 @@ from domain.vocabulary import Reason, State
 from tests.conftest import WEBHOOK_SECRET
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "examples" / "README.md",
+    ROOT / "deploy" / "kubernetes" / "README.md",
+]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
