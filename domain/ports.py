@@ -172,7 +172,7 @@ class Deliveries(Protocol):
         ...
 
     def dead(self, chosen: DeadFilter, limit: int | None) -> AsyncIterator[Delivery]:
-        """The parked deliveries of a filter, oldest first."""
+        """The parked deliveries of a filter, those that have been dead for longest first."""
         ...
 
 

@@ -169,7 +169,7 @@ class MongoLedger:
         return tally
 
     async def count(self, span: Span) -> Counted:
-        """Covered by the index `received` of the events and `event` of the deliveries; begun anew after an outage."""
+        """Covered by the indexes `received` of the events and `event_list` of the deliveries; anew after an outage."""
         return await self._database.run(lambda: self._count(span))
 
     async def _count(self, span: Span) -> Counted:
@@ -188,8 +188,8 @@ class MongoLedger:
         return Counted(total, planned, early, of_events, unfinished, wrong)
 
     async def _stored(self, keys: Sequence[str]) -> Mapping[str, int]:
-        """How many deliveries each of these events has, from the index `event` alone."""
-        found = self._deliveries.find({"event_key": {"$in": list(keys)}}, {"_id": 0, "event_key": 1}).hint("event")
+        """How many deliveries each of these events has, from the index `event_list` alone."""
+        found = self._deliveries.find({"event_key": {"$in": list(keys)}}, {"_id": 0, "event_key": 1}).hint("event_list")
         counts: Counter[str] = Counter()  # here and not by MongoDB, which takes twice as long for it
         async for page in self._pages(found):
             counts.update(each["event_key"] for each in page)

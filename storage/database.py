@@ -13,6 +13,7 @@ from pymongo.errors import ConnectionFailure, ExecutionTimeout, PyMongoError, Wr
 from pymongo.read_concern import ReadConcern
 
 from domain.backoff import wait_out
+from domain.vocabulary import REPLAYABLE
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -41,7 +42,8 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("due_at", ASCENDING)], name="due_at", partialFilterExpression={"due_at": {"$exists": True}}),
         # final ones of which nobody has been told yet: none, but for a moment or after a crash
         IndexModel([("tell_at", ASCENDING)], name="tell_at", partialFilterExpression={"tell_at": {"$exists": True}}),
-        IndexModel([("event_key", ASCENDING)], name="event"),
+        # an event's, in the order of every list; the audit counts them by its first field
+        IndexModel([("event_key", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="event_list"),
         # retention's: those that became final longest ago
         IndexModel([("state", ASCENDING), ("updated_at", ASCENDING)], name="age"),
         # the audit's: the few that may have been sent twice
@@ -50,6 +52,15 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="possible_duplicate",
             partialFilterExpression={"possible_duplicate": True},
         ),
+        # the dead, in the order in which they became so; what else they are chosen by is read from the keys
+        IndexModel(
+            [
+                *((name, ASCENDING) for name in ("state", "channel", "updated_at", "_id")),
+                *((name, ASCENDING) for name in ("reason", "source", "type")),
+            ],
+            name="dead",
+            partialFilterExpression={"state": {"$in": [str(state) for state in REPLAYABLE]}},
+        ),
         # every list: equality on state and channel (all of them where none is asked for), merged in this order
         IndexModel(
             [("state", ASCENDING), ("channel", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="list"
@@ -57,6 +68,10 @@ INDEXES: dict[str, list[IndexModel]] = {
     ],
     "attempts": [
         IndexModel([("lease_until", ASCENDING)], name="lease"),
+    ],
+    "notifications": [
+        # the catalog's: the last version of a name
+        IndexModel([("name", ASCENDING), ("version", ASCENDING)], name="version"),
     ],
     "suspects": [
         IndexModel([("at", ASCENDING)], name="at", expireAfterSeconds=24 * 60 * 60),
@@ -123,7 +138,10 @@ class Database:
         return answer["localTime"].replace(tzinfo=UTC)  # type: ignore[no-any-return]
 
     async def ensure_indexes(self) -> None:
-        """Create the indexes that are missing; those that exist are left as they are."""
+        """Create the indexes that are missing; those that exist are left as they are.
+
+        Also one that is not named here any more: the version before needs it, and may run beside this one.
+        """
         for name, indexes in INDEXES.items():
             await self.run(lambda name=name, indexes=indexes: self._database[name].create_indexes(indexes))  # type: ignore[misc]
 

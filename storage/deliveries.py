@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from heapq import nlargest
 
 from pymongo import ASCENDING, DESCENDING
 
@@ -16,6 +16,8 @@ from storage.documents import claim_document, delivery_document, read_claim, rea
 from storage.writes import Update, insert_all, insert_own, update_all
 
 _IN_FLIGHT = [str(state) for state in IN_FLIGHT]
+_SENDABLE = [str(state) for state in IN_FLIGHT if state is not State.HELD]
+"""Stored states of a delivery that is `sending` as long as its next attempt is claimed."""
 _STORED_STATES = [str(state) for state in State if state is not State.SENDING]
 _CHANNELS = [str(channel) for channel in Channel]
 _SET_BY_CHANGE = (
@@ -30,6 +32,10 @@ _SET_BY_CHANGE = (
     "tell_at",
     "updated_at",
 )
+PAGE = 2000
+"""Claims looked through at once for what is being sent."""
+DEAD_PAGE = 500
+"""Dead deliveries read at once."""
 HISTORY_KEPT = 200
 """Changes kept of one delivery, the last ones: a provider that stays half dead for days must not fill its document."""
 
@@ -38,6 +44,15 @@ HISTORY_KEPT = 200
 class _Record:
     delivery: Delivery
     update: Update
+
+
+@dataclass(frozen=True, slots=True)
+class _Ordered:
+    """A query whose results come out of this index in this order, without being sorted."""
+
+    query: Document
+    order: list[tuple[str, int]]
+    index: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +157,16 @@ class MongoDeliveries:
         return await self._database.run(write) or (tries > 1 and (await self._applied([after]))[0])
 
     async def dead(self, chosen: DeadFilter, limit: int | None) -> AsyncIterator[Delivery]:
-        """Oldest first, from the index `list`; in pages, so that a long run holds no cursor open."""
+        """From the partial index `dead`; in pages, so that a long run holds no cursor open.
+
+        Only as far as the last there was at the beginning: one that is replayed and fails again is not met again.
+        """
+        end = await self._last_dead(chosen)
         last: Document | None = None
         left = limit
-        while left is None or left > 0:
-            size = min(500, left or 500)
-            page = await self._dead_page(chosen, last, size)
+        while end is not None and (left is None or left > 0):
+            size = min(DEAD_PAGE, left or DEAD_PAGE)
+            page = await self._read(_dead_queries(replace(chosen, until=end), last), size)
             for document in page:
                 yield read_delivery(document)
             if len(page) < size:
@@ -155,18 +174,16 @@ class MongoDeliveries:
             last, left = page[-1], None if left is None else left - len(page)
 
     async def count_dead(self, chosen: DeadFilter) -> int:
-        """How many parked deliveries the filter means."""
-        return await self._database.run(lambda: self._collection.count_documents(_dead_query(chosen)))
+        """How many parked deliveries the filter means, from the keys of the index `dead` alone."""
+        query = _dead_query(chosen)
+        return await self._database.run(lambda: self._collection.count_documents(query, hint="dead"))
 
     async def page(self, chosen: DeliveryFilter, limit: int) -> Sequence[Delivery]:
         """Newest first. A delivery under a live claim is shown as `sending`, as which it is not stored."""
-        sending = chosen.state is State.SENDING
-        query = _list_query(replace(chosen, state=None) if sending else chosen)
-        if sending:
-            query["_id"] = {"$in": await self._claimed_ids()}
-        cursor = self._collection.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)]).limit(limit)
-        documents = await self._database.run(lambda: cursor.clone().to_list(limit))
-        return await self._with_claims([read_delivery(document) for document in documents])
+        if chosen.state is State.SENDING:
+            return await self._database.run(lambda: self._being_sent(chosen, limit))
+        found = await self._read(_list_queries(chosen), limit)
+        return await self._with_claims([read_delivery(document) for document in found])
 
     async def current(self, delivery_id: str) -> Delivery | None:
         """One delivery, shown as `page` shows it."""
@@ -180,8 +197,8 @@ class MongoDeliveries:
         return {document["_id"]: (State(document["state"]), document["epoch"]) for document in documents}
 
     async def ids_of_event(self, event_key: str) -> Sequence[str]:
-        """From the index `event`."""
-        query = self._collection.find({"event_key": event_key}, {"_id": 1})
+        """Covered by the index `event_list`."""
+        query = self._collection.find({"event_key": event_key}, {"_id": 1}).hint("event_list")
         return [document["_id"] for document in await self._database.run(lambda: query.clone().to_list(None))]
 
     async def count_by_state(
@@ -189,14 +206,15 @@ class MongoDeliveries:
     ) -> Mapping[tuple[Channel, State], int]:
         """How many deliveries stand in each of these states (those not final, and failed), by channel.
 
-        `event_key`: of one event alone.
+        Covered by the index `list`. `event_key`: of one event alone, from the index `event_list`.
         """
         chosen: Document = {"state": {"$in": [str(state) for state in states]}}
         stages: list[Document] = [
             {"$match": chosen if event_key is None else chosen | {"event_key": event_key}},
             {"$group": {"_id": {"channel": "$channel", "state": "$state"}, "count": {"$sum": 1}}},
         ]
-        documents = await self._database.run(lambda: self._collection.aggregate(stages).to_list(None))
+        index = "list" if event_key is None else "event_list"
+        documents = await self._database.run(lambda: self._collection.aggregate(stages, hint=index).to_list(None))
         return {
             (Channel(item["_id"]["channel"]), State(item["_id"]["state"])): int(item["count"]) for item in documents
         }
@@ -214,29 +232,42 @@ class MongoDeliveries:
         )
         return document["due_at"] if document else None
 
-    async def _claimed_ids(self) -> Sequence[str]:
-        query = self._attempts.find({"lease_until": {"$gt": _now()}}, {"_id": 1}).limit(100_000)
-        documents = await self._database.run(lambda: query.clone().to_list(None))
-        return [document["_id"].split("/")[0] for document in documents]
+    async def _being_sent(self, chosen: DeliveryFilter, limit: int) -> Sequence[Delivery]:
+        """Those whose next attempt has a live claim: of most live claims the attempt is on record already."""
+        queries = [{**each.query, "state": {"$in": _SENDABLE}} for each in _list_queries(replace(chosen, state=None))]
+        live = self._attempts.find({"lease_until": {"$gt": _now()}}, {"_id": 1}).hint("lease").batch_size(PAGE)
+        newest: list[Delivery] = []
+        while page := await live.to_list(PAGE):
+            claimed = {claim["_id"] for claim in page}
+            ids = {"$in": list({name.split("/")[0] for name in claimed})}
+            for query in queries:
+                found = self._collection.find({"$and": [{"_id": ids}, query]}).hint("_id_")
+                stored = [read_delivery(document) for document in await found.to_list(None)]
+                newest += [each for each in stored if _next_claim(each) in claimed]
+            newest = nlargest(limit, newest, key=lambda each: (each.created_at, each.id))
+        return [each for each in await self._with_claims(newest) if each.state is State.SENDING]
+
+    async def _read(self, queries: Sequence[_Ordered], limit: int) -> list[Document]:
+        """What the queries find, one after the other, up to the limit."""
+        found: list[Document] = []
+        for each in queries:
+            if left := limit - len(found):
+                cursor = self._collection.find(each.query).sort(each.order).limit(left).hint(each.index)
+                found += await self._database.run(lambda cursor=cursor: cursor.clone().to_list(None))  # type: ignore[misc]
+        return found
 
     async def _with_claims(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        open_ = {d.claim_id(d.attempt + 1): d for d in deliveries if not d.state.final and d.state is not State.HELD}
+        open_ = {_next_claim(d): d for d in deliveries if str(d.state) in _SENDABLE}
         claims = await self.claims(list(open_)) if open_ else {}
         live = {open_[key].id: claim for key, claim in claims.items() if claim.lease_until > _now()}
         return [_sending(delivery, live.get(delivery.id)) for delivery in deliveries]
 
-    async def _dead_page(self, chosen: DeadFilter, last: Document | None, size: int) -> list[Document]:
-        query = _dead_query(chosen)
-        if last is not None:
-            at = last["created_at"]
-            query = {
-                "$and": [
-                    query,
-                    {"$or": [{"created_at": {"$gt": at}}, {"created_at": at, "_id": {"$gt": last["_id"]}}]},
-                ]
-            }
-        cursor = self._collection.find(query).sort([("created_at", ASCENDING), ("_id", ASCENDING)]).limit(size)
-        return await self._database.run(lambda: cursor.clone().to_list(size))
+    async def _last_dead(self, chosen: DeadFilter) -> datetime | None:
+        query, order = _dead_query(chosen), [("updated_at", DESCENDING), ("_id", DESCENDING)]
+        found = await self._database.run(
+            lambda: self._collection.find_one(query, {"updated_at": 1}, sort=order, hint="dead")
+        )
+        return found["updated_at"] if found else None
 
     async def _insert(self, documents: list[Document]) -> Sequence[bool | Exception]:
         return await insert_all(self._database, self._collection, documents)
@@ -302,6 +333,10 @@ def _sending(delivery: Delivery, claim: Claim | None) -> Delivery:
     )
 
 
+def _next_claim(delivery: Delivery) -> str:
+    return delivery.claim_id(delivery.attempt + 1)
+
+
 def _dead_query(chosen: DeadFilter) -> Document:
     query: Document = {
         "state": str(chosen.state),
@@ -316,7 +351,12 @@ def _dead_query(chosen: DeadFilter) -> Document:
     return query
 
 
-def _list_query(chosen: DeliveryFilter) -> dict[str, Any]:
+def _dead_queries(chosen: DeadFilter, last: Document | None) -> Sequence[_Ordered]:
+    after = None if last is None else (last["updated_at"], last["_id"])
+    return _from(_dead_query(chosen), "updated_at", ASCENDING, after, "dead")
+
+
+def _list_queries(chosen: DeliveryFilter) -> Sequence[_Ordered]:
     query: Document = {}
     if chosen.event_key is not None:
         query["event_key"] = chosen.event_key
@@ -327,7 +367,20 @@ def _list_query(chosen: DeliveryFilter) -> dict[str, Any]:
         query["state"] = str(chosen.state)
     if chosen.channel is not None:
         query["channel"] = str(chosen.channel)
-    if chosen.after is not None:
-        at, last = chosen.after
-        query["$or"] = [{"created_at": {"$lt": at}}, {"created_at": at, "_id": {"$lt": last}}]
-    return query
+    index = "list" if chosen.event_key is None else "event_list"
+    return _from(query, "created_at", DESCENDING, chosen.after, index)
+
+
+def _from(query: Document, by: str, way: int, after: tuple[datetime, str] | None, index: str) -> Sequence[_Ordered]:
+    """Two queries where a page goes on: what is of the same moment, then the rest.
+
+    Each begins in the index where the page before ended; one query for both would go through all the pages before.
+    """
+    if after is None:
+        return [_Ordered(query, [(by, way), ("_id", way)], index)]
+    at, last = after
+    beyond = "$gt" if way == ASCENDING else "$lt"
+    return [
+        _Ordered({**query, by: at, "_id": {beyond: last}}, [("_id", way)], index),
+        _Ordered({**query, by: {**query.get(by, {}), beyond: at}}, [(by, way), ("_id", way)], index),
+    ]

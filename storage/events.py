@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from pymongo import ASCENDING, UpdateMany
 
@@ -14,8 +14,10 @@ from storage.documents import event_document, read_event
 from storage.writes import Update, insert_own, update_all, write_all
 
 SETTLE_LINGER = 0.05
-"""Seconds that the end of an event's planning waits for others': its deliveries are on their way already, and each write
-that is saved is one that a delivery does not queue behind. Far below the time that the prefetch of events lasts."""
+"""Seconds that the end of an event's planning waits for others': its deliveries are on their way already, and each
+write that is saved is one that a delivery does not queue behind. The prefetch of events lasts for far longer."""
+
+_EVER = datetime.max.replace(tzinfo=UTC)
 
 
 class MongoEvents:
@@ -49,7 +51,7 @@ class MongoEvents:
 
     async def count_due(self, before: datetime | None = None) -> int:
         """How many are not planned to the end: all of them, or those due since before this time."""
-        query = {"due_at": {"$lt": before} if before else {"$exists": True}}
+        query = {"due_at": {"$lt": before or _EVER}}  # of one that may be missing MongoDB would read the document
         return await self._database.run(lambda: self._collection.count_documents(query, hint="due_at"))
 
     async def postpone(self, key: str, due_at: datetime, taken_up: int = 1) -> None:

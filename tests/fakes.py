@@ -125,7 +125,7 @@ class MemoryDeliveries:
     async def dead(self, chosen: DeadFilter, limit: int | None) -> AsyncIterator[Delivery]:
         found = sorted(
             (delivery for delivery in self.stored.values() if _chosen(delivery, chosen)),
-            key=lambda delivery: (delivery.created_at, delivery.id),
+            key=lambda delivery: (delivery.updated_at, delivery.id),
         )
         for delivery in found[:limit]:
             yield delivery

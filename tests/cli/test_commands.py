@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import yaml
 from config.settings import Settings
 from consumers.app import running
 from deploy.smtp_sink import SmtpSink
+from domain.delivery import Change
+from domain.ports import Claim
 from domain.vocabulary import Reason, State
 from tests.running import ORDER_SHIPPED, Stack, order
 from tests.waiting import eventually
@@ -208,6 +211,26 @@ async def test_held_deliveries_are_cancelled_by_their_ids(notipy: Notipy, settin
     assert (await notipy("deliveries", "cancel", "-", stdin=f"{held.id}\n")).code == 0
     again = await notipy("deliveries", "cancel", held.id, "--json")
     assert (again.code, again.records[0]["why"]) == (1, "it is cancelled already")
+
+
+async def test_what_is_being_sent_is_listed_until_it_is_on_record(
+    notipy: Notipy, settings: Settings, stack: Stack
+) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    async with running(settings, ["events"]):
+        events = [await stack.publish(order()) for _ in range(4)]
+        *sending, done, _ = [await stack.reach(event, State.QUEUED) for event in events]
+    now = datetime.now(UTC)
+    for each in (*sending, done):
+        await stack.core.deliveries.claim(Claim(each.claim_id(1), "t", now, now + timedelta(minutes=2)))
+    change = Change(State.SENT, now, Reason.ACCEPTED, 1, 1, "sink", "250 ok")
+    assert await stack.core.deliveries.record(done.changed(change, None), 0, [change])
+    listing = ("deliveries", "list", "--state", "sending", "--limit", "1", "--json")
+    first = await notipy(*listing)
+    second = await notipy(*listing, "--after", first.err.split("--after ")[1].strip())
+    newest = sorted(sending, key=lambda one: (one.created_at, one.id), reverse=True)
+    records = [*first.records, *second.records]
+    assert [(record["id"], record["state"]) for record in records] == [(each.id, "sending") for each in newest]
 
 
 async def test_the_recipe_of_the_readme_cancels_every_held_delivery(

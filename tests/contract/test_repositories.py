@@ -226,3 +226,14 @@ async def test_the_dead_are_found_by_what_an_operator_knows(
     )
     assert [item.id async for item in stores.deliveries.dead(chosen, None)] == found
     assert [item.id async for item in stores.deliveries.dead(chosen, 1)] == found[:1]
+
+
+async def test_the_dead_come_in_the_order_in_which_they_became_so(stores: Stores) -> None:
+    died = {1: 3, 2: 1, 3: 2, 4: 1}
+    dead = [
+        delivery(n, state=State.FAILED, due_at=None, channel=list(Channel)[n], updated_at=START + SECOND * after)
+        for n, after in died.items()
+    ]
+    await stores.deliveries.add(dead)
+    assert [item.id async for item in stores.deliveries.dead(DeadFilter(), None)] == ["d-2", "d-4", "d-3", "d-1"]
+    assert [item.id async for item in stores.deliveries.dead(DeadFilter(), 3)] == ["d-2", "d-4", "d-3"]

@@ -1,0 +1,165 @@
+"""What `deliveries list` and `dead` go through over a real MongoDB: page by page, while it goes on changing."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from domain.delivery import Change, Delivery
+from domain.ports import Claim, DeadFilter, Purpose
+from domain.vocabulary import Channel, Reason, State
+from storage import deliveries as stored
+from storage.database import Database, connect
+from storage.deliveries import DeliveryFilter, MongoDeliveries
+from tests.contract.test_repositories import delivery
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with connect(database_url) as opened:
+        await opened.ensure_indexes()
+        yield opened
+
+
+@pytest.fixture
+def deliveries(database: Database) -> MongoDeliveries:
+    return MongoDeliveries(database)
+
+
+def claim_on(one: Delivery, attempt: int = 1, lease: timedelta = 60 * SECOND, **more: Any) -> Claim:
+    return Claim(one.claim_id(attempt), "t", NOW, NOW + lease, **more)
+
+
+async def pages(deliveries: MongoDeliveries, chosen: DeliveryFilter, limit: int) -> Sequence[Sequence[str]]:
+    """The ids of each page, to the end, as a person goes on with `--after`."""
+    found: list[Sequence[str]] = []
+    while page := await deliveries.page(chosen, limit):
+        found.append([each.id for each in page])
+        chosen = replace(chosen, after=(page[-1].created_at, page[-1].id))
+    return found
+
+
+@pytest.mark.parametrize("event_key", [None, "e-1"])
+async def test_a_list_is_paged_the_newest_first_also_where_many_are_of_one_moment(
+    deliveries: MongoDeliveries, event_key: str | None
+) -> None:
+    at = NOW - 60 * SECOND
+    states = (State.SENT, State.QUEUED, State.FAILED)
+    stored = [
+        *(delivery(n, state=states[n % 3], channel=list(Channel)[n % 6], created_at=at) for n in range(1, 6)),
+        delivery(6, created_at=at + SECOND),
+        delivery(7, created_at=at - SECOND),
+    ]
+    await deliveries.add([*stored, delivery(8, event_key="e-2", created_at=NOW)])
+    everything = ["d-6", "d-5", "d-4", "d-3", "d-2", "d-1", "d-7"]
+    expected = everything if event_key else ["d-8", *everything]
+    for limit in (1, 2, 3, 100):
+        found = await pages(deliveries, DeliveryFilter(event_key=event_key), limit)
+        assert [name for page in found for name in page] == expected
+        assert all(len(page) == limit for page in found[:-1])
+    sent = await pages(deliveries, DeliveryFilter(event_key=event_key, state=State.SENT), 1)
+    assert sent == [["d-3"]]
+
+
+async def test_sending_is_what_is_claimed_and_not_on_record_yet(deliveries: MongoDeliveries) -> None:
+    queued, retrying, again = delivery(1), delivery(2, state=State.RETRYING, attempt=1), delivery(3, epoch=2)
+    others = [
+        delivery(4, state=State.SENT, attempt=1, due_at=None),
+        delivery(5, state=State.RETRYING, attempt=1),
+        delivery(6, epoch=2),
+        delivery(7),
+        delivery(8),
+        delivery(9, state=State.HELD),
+    ]
+    await deliveries.add([queued, retrying, again, *others])
+    claims = {
+        "the first attempt": claim_on(queued),
+        "another attempt": claim_on(retrying, 2),
+        "of this epoch": claim_on(again),
+        "sent, and its lease is not over": claim_on(others[0]),
+        "failed, and its lease is not over": claim_on(others[1], 1),
+        "replayed, and the lease of the epoch before is not over": claim_on(replace(others[2], epoch=1)),
+        "its lease has run out": claim_on(others[3], lease=-SECOND),
+        "cancelled at this moment": claim_on(others[5], purpose=Purpose.CANCEL),
+    }
+    for claim in claims.values():
+        assert await deliveries.claim(claim)
+    found = await deliveries.page(DeliveryFilter(state=State.SENDING), 100)
+    assert [each.id for each in found] == ["d-3", "d-2", "d-1"]
+    assert [(each.state, each.reason, each.attempt) for each in found] == [
+        (State.SENDING, Reason.CLAIMED, 1),
+        (State.SENDING, Reason.CLAIMED, 2),
+        (State.SENDING, Reason.CLAIMED, 1),
+    ]
+    assert [each.updated_at for each in found] == [NOW] * 3
+    assert found == [await deliveries.current(each.id) for each in found]
+
+
+async def test_what_is_being_sent_is_paged_among_more_that_was_sent(
+    deliveries: MongoDeliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "PAGE", 4)
+    sending = [delivery(n, created_at=NOW - SECOND * (n // 3), channel=list(Channel)[n % 2]) for n in range(10, 20)]
+    sent = [delivery(n, state=State.SENT, attempt=1, due_at=None, created_at=NOW) for n in range(20, 50)]
+    await deliveries.add([*sending, *sent])
+    for number, each in enumerate([*sent[:15], *sending, *sent[15:]]):
+        await deliveries.claim(claim_on(each, lease=SECOND * (60 + number // 2)))
+    newest = [each.id for each in sorted(sending, key=lambda one: (one.created_at, one.id), reverse=True)]
+    for limit in (1, 3, 10, 100):
+        found = await pages(deliveries, DeliveryFilter(state=State.SENDING), limit)
+        assert [name for page in found for name in page] == newest
+        assert all(len(page) == limit for page in found[:-1])
+    by_sms = await pages(deliveries, DeliveryFilter(state=State.SENDING, channel=Channel.SMS), 2)
+    assert [name for page in by_sms for name in page] == [name for name in newest if int(name[2:]) % 2]
+    assert await pages(deliveries, DeliveryFilter(state=State.SENDING, event_key="e-2"), 2) == []
+
+
+@pytest.mark.parametrize("reason", [None, Reason.TIMEOUT])
+async def test_what_fails_again_while_the_dead_are_gone_through_is_not_met_again(
+    deliveries: MongoDeliveries, reason: Reason | None
+) -> None:
+    dead = [
+        delivery(n, state=State.FAILED, due_at=None, reason=Reason.TIMEOUT, updated_at=NOW - SECOND * (9 - n // 4))
+        for n in range(10, 20)
+    ]
+    await deliveries.add(dead)
+    met: list[str] = []
+    async for each in deliveries.dead(DeadFilter(reason=reason), None):
+        met.append(each.id)
+        replay = Change(State.QUEUED, NOW, Reason.REPLAYED, 2, 0)
+        replayed = each.changed(replay, NOW)
+        assert await deliveries.reopen(each, replayed, replay)
+        failed = Change(State.FAILED, NOW + SECOND, Reason.TIMEOUT, 2, 1)
+        assert await deliveries.record(replayed.changed(failed, None), 0, [failed])
+        assert len(met) <= len(dead)
+    assert met == [each.id for each in dead]
+
+
+@pytest.mark.parametrize("reason", [None, Reason.TIMEOUT])
+async def test_the_dead_are_gone_through_in_pages(
+    deliveries: MongoDeliveries, reason: Reason | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "DEAD_PAGE", 3)
+    dead = [
+        delivery(
+            n,
+            state=State.FAILED,
+            due_at=None,
+            reason=Reason.TIMEOUT,
+            channel=list(Channel)[n % 6],
+            updated_at=NOW + SECOND * (n // 4),
+        )
+        for n in range(10, 30)
+    ]
+    await deliveries.add([*dead, delivery(31, state=State.FAILED, due_at=None, reason=Reason.TLS)])
+    window = DeadFilter(reason=reason or None, since=NOW + 3 * SECOND, until=NOW + 6 * SECOND)
+    expected = [each.id for each in dead if 3 <= int(each.id[2:]) // 4 <= 6]
+    for limit in (None, 1, 2, 3, 7, 100):
+        found = [each.id async for each in deliveries.dead(window, limit)]
+        assert found == expected[:limit]
+    assert await deliveries.count_dead(window) == len(expected)
