@@ -18,7 +18,17 @@ from rich.table import Table
 
 from benchmarks.bench import prepared
 from benchmarks.endurance import memory, paused
-from benchmarks.scenarios import THREE_ADDRESSES, Figure, broadcast, drain, idle, middle, steady, three_channels
+from benchmarks.scenarios import (
+    THREE_ADDRESSES,
+    Figure,
+    broadcast,
+    drain,
+    history,
+    idle,
+    middle,
+    steady,
+    three_channels,
+)
 from benchmarks.sink import Behaviour
 from benchmarks.systems import CELERY, CELERY_16, FLOOR, NOTIPY
 from deploy.embedded import Servers, embedded_servers
@@ -69,7 +79,7 @@ def more(servers: Servers, size: int, folder: str) -> list[list[Measurement]]:
         ],
         [
             lambda: drain(servers, NOTIPY, size),
-            lambda: drain(servers, NOTIPY, size, scenario="drain, 1 M stored", stored=1_000_000),
+            lambda: drain(servers, NOTIPY, size, scenario="drain, 1 M stored", prepare=history(1_000_000)),
         ],
     ]
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -10,15 +10,22 @@ from statistics import median
 from typing import Any
 
 from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import WriteConcern
 
 from benchmarks.measuring import WINDOW, Run, running_on
 from benchmarks.peers.feeding import Feed
 from benchmarks.sink import Behaviour
-from benchmarks.systems import NOTIPY, NotiPy, System, event
+from benchmarks.systems import NOTIPY, NotiPy, Place, System, event
+from consumers.app import audit_of, open_core
 from deploy.embedded import Servers
+from domain.conserve import Scope
 from domain.delivery import Change, Delivery, delivery_id
-from domain.vocabulary import Channel, Lane, Reason, State
-from storage.documents import delivery_document
+from domain.event import event_key
+from domain.ports import Claim, StoredEvent
+from domain.token import unique_token
+from domain.vocabulary import Channel, EventState, Lane, Reason, State
+from storage.audit import MongoLedger
+from storage.documents import claim_document, delivery_document, event_document
 
 IDLE_SECONDS = 10
 NOTHING_ELSE: Mapping[str, str] = {}
@@ -49,6 +56,13 @@ def middle(figures: Sequence[Figure]) -> Figure:
     return replace(figures[0], values=values, lost=lost, duplicates=twice, of=tuple(figures))
 
 
+Prepare = Callable[[Place], Awaitable[None]]
+
+
+async def _nothing(_: Place) -> None:
+    pass
+
+
 async def drain(
     servers: Servers,
     system: System,
@@ -57,17 +71,16 @@ async def drain(
     *,
     scenario: str = "drain",
     behaviour: Behaviour = Behaviour(),  # noqa: B008 - frozen
-    stored: int = 0,
+    prepare: Prepare = _nothing,
     also: Mapping[str, str] = NOTHING_ELSE,
 ) -> Figure:
     """A backlog of events to one recipient each. The rate from a tenth of the mails on to the last.
 
-    `stored`: deliveries of the past that are in the database already; `also`: further addresses of each recipient, for
-    as many further deliveries; the mail is what is counted.
+    `prepare`: done before there is any event; `also`: further addresses of each recipient, for as many further
+    deliveries; the mail is what is counted.
     """
     async with running_on(servers, system, behaviour) as run:
-        if stored:
-            await _remember(run.place.mongo, stored)
+        await prepare(run.place)
         await system.fill(run.place, [event(number, **also) for number in range(count)])
         async with run.consuming(processes):
             first = await run.sink.reached(1)
@@ -164,28 +177,63 @@ async def _all_final(mongo_url: str, count: int) -> None:
         client.close()
 
 
+def history(count: int) -> Prepare:
+    """Events of the last days with a delivery each, sent under a claim; on disk and audited, as what is days old is."""
+
+    async def remember(place: Place) -> None:
+        await _remember(place.mongo, count)
+        async with open_core(NOTIPY.settings_of(place)) as core:
+            audited = await audit_of(core, MongoLedger(core.database))(Scope())
+            if any(audited.counts.values()) or audited.sums.stored != count:
+                raise RuntimeError(f"the history is not in order: {audited.counts}")
+
+    return remember
+
+
 async def _remember(mongo_url: str, count: int) -> None:
-    """Deliveries of the last days, sent."""
     client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(mongo_url)
     try:
-        collection = client.get_default_database()["deliveries"]
-        documents = _past(count)
-        while batch := list(islice(documents, 5000)):
-            await collection.insert_many(batch, ordered=False)
+        database = client.get_default_database(write_concern=WriteConcern(w=1))
+        past = _past(count)
+        while batch := list(islice(past, 5000)):
+            collections = (database["events"], database["deliveries"], database["attempts"])
+            await asyncio.gather(
+                *(
+                    collection.insert_many(documents, ordered=False)
+                    for collection, documents in zip(collections, zip(*batch, strict=True), strict=True)
+                )
+            )
+        await client.admin.command("fsync")
     finally:
         client.close()
 
 
-def _past(count: int) -> Iterator[dict[str, Any]]:
+def _past(count: int) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
     now = datetime.now(UTC)
     for number in range(count):
-        key, at = f"past/{number}", now - timedelta(seconds=number)
+        key, at = (
+            event_key("past", str(number)),
+            now - timedelta(seconds=number / 2),
+        )  # of six days: younger than what is deleted
+        event = StoredEvent(
+            key=key,
+            body=b'{"recipients": [{"email": "p@example.org"}], "data": {}}',
+            id=str(number),
+            source="past",
+            type="order.shipped",
+            time=at,
+            received_at=at,
+            state=EventState.PLANNED,
+            plan=(("bench", 1),),
+            planned=1,
+            token=unique_token(),
+        )
         delivery = Delivery(
             id=delivery_id(key, "bench", "u", Channel.EMAIL),
             event_key=key,
-            event_id=str(number),
-            source="past",
-            type="order.shipped",
+            event_id=event.id,
+            source=event.source,
+            type=event.type,
             notification="bench",
             version=1,
             channel=Channel.EMAIL,
@@ -198,4 +246,5 @@ def _past(count: int) -> Iterator[dict[str, Any]]:
             updated_at=at,
         )
         sent = delivery.changed(Change(State.SENT, at, Reason.ACCEPTED, 1, 1, "sink"), None)
-        yield delivery_document(sent)
+        claim = Claim(delivery.claim_id(1), unique_token(), at, at + timedelta(minutes=2))
+        yield event_document(event), delivery_document(sent), claim_document(claim)

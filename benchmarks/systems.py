@@ -66,15 +66,18 @@ class NotiPy:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     async def prepare(self, place: Place) -> None:
-        document = self._document(place)
-        self._file(place).write_text(yaml.safe_dump(document))
+        self._file(place).write_text(yaml.safe_dump(self._document(place)))
         definition = NOTIFICATION
         if self.content:
             values = NOTIFICATION.model_dump(exclude_unset=True, mode="json")
             definition = Definition.model_validate({**values, "channels": {**values["channels"], **self.content}})
-        async with open_core(Settings.model_validate(document)) as core:
+        async with open_core(self.settings_of(place)) as core:
             plan = await core.catalog.plan([definition], prune=False)
             await core.catalog.apply([definition], plan)
+
+    def settings_of(self, place: Place) -> Settings:
+        """What it runs with."""
+        return Settings.model_validate(self._document(place))
 
     def feeder(self, place: Place) -> AbstractAsyncContextManager[Feed]:
         def message(body: bytes) -> aio_pika.Message:
