@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bench import prepared
+from benchmarks.cluster import cluster
 from benchmarks.endurance import memory, paused
 from benchmarks.scenarios import (
     THREE_ADDRESSES,
@@ -152,6 +153,18 @@ async def _endure(servers: Servers, folder: Path, deliveries: int | None, waitin
     return int(wrong > 0)
 
 
+def _survive(count: int) -> int:
+    """Once with a balancer before the nodes and once without; 1 if anything was lost, or came twice unflagged."""
+    wrong = 0
+    with terminate_as_interrupt():
+        for balanced in (True, False):
+            found = asyncio.run(cluster(Path(".notipy/bench"), count, balanced=balanced))
+            print(json.dumps(asdict(found), indent=1))
+            unflagged = found.arrivals.duplicates - found.records.flagged
+            wrong += found.arrivals.lost + unflagged + (not found.records.audited)
+    return int(wrong > 0)
+
+
 def main() -> int:
     """1 if anything was lost or came twice."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
@@ -160,8 +173,13 @@ def main() -> int:
     size.add_argument("--full", action="store_true", help="three rounds, and what takes longer: half an hour")
     parser.add_argument("--memory", type=int, metavar="N", help="only the memory over N deliveries")
     parser.add_argument("--paused", type=int, metavar="N", help="only the CPU of a paused provider with N waiting")
+    parser.add_argument(
+        "--cluster", type=int, metavar="N", help="only N events on a cluster of which a node and the primary are killed"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     chosen = parser.parse_args()
+    if chosen.cluster:
+        return _survive(chosen.cluster)
     with (
         terminate_as_interrupt(),
         TemporaryDirectory() as folder,

@@ -20,6 +20,7 @@ from aiormq import spec
 from aiormq.exceptions import ChannelInvalidStateError
 
 from consumers import codec
+from consumers.confirms import ConfirmedChannel
 from consumers.topology import CHANNELS, DEAD, EVENTS, STATUS, Topology, channel_queue, retry_name
 from domain.backoff import wait_out
 from domain.delivery import Change, Delivery
@@ -66,7 +67,7 @@ class Publisher:
         self._connection = connection
         self._topology = topology
         self._status = status
-        self._channel: AbstractChannel | None = None
+        self._channel = ConfirmedChannel(self._opened)
         self._together = together
         self._statuses: GroupCommit[tuple[str, Delivery, Change], None] = GroupCommit(self._tell_all)
         self._lanes: dict[str, GroupCommit[Dispatch, None]] = {}
@@ -80,15 +81,15 @@ class Publisher:
 
     async def open(self, *, declare: bool = True) -> None:
         """Open the channel and, unless told not to, declare the topology."""
-        self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+        channel = await self._channel.channel()
         if declare:
-            await self._topology.declare(self._channel)
+            await self._topology.declare(channel)
 
     async def close(self) -> None:
         """Close the channels; the connection is its owner's."""
-        for channel in (self._channel, self._inspection):
-            if channel is not None and not channel.is_closed:
-                await channel.close()
+        await self._channel.close()
+        if self._inspection is not None and not self._inspection.is_closed:
+            await self._inspection.close()
 
     async def dispatch(self, job: Dispatch, *, alone: bool = False) -> None:
         """To `notipy.channels` under `<channel>.<lane>`.
@@ -248,9 +249,8 @@ class Publisher:
                 app_id="notipy",
             )
             async with self._window, asyncio.timeout(CONFIRM_TIMEOUT):
-                channel = await self._open_channel.get_underlay_channel()
                 try:
-                    await channel.basic_publish(
+                    await self._channel.publish(
                         body, exchange=exchange, routing_key=key, properties=properties, mandatory=True
                     )
                 except DeliveryError as refused:
@@ -261,11 +261,8 @@ class Publisher:
 
         return await self._waited(once)
 
-    @property
-    def _open_channel(self) -> AbstractChannel:
-        if self._channel is None:
-            raise RuntimeError("not open")
-        return self._channel
+    async def _opened(self) -> AbstractChannel:
+        return await self._connection.channel(publisher_confirms=True, on_return_raises=True)
 
     async def _waited(self, operation: Callable[[], Awaitable[T]]) -> T:
         return await wait_out(lambda: _telling_a_lost_channel(operation), OUTAGES, self.on_outage)

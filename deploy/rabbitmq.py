@@ -60,6 +60,11 @@ class RabbitNode:
     environment: Mapping[str, str] = field(repr=False)
 
     @property
+    def name(self) -> str:
+        """By which other nodes know it."""
+        return self.environment["RABBITMQ_NODENAME"]
+
+    @property
     def amqp_url(self) -> str:
         """Connection string with the default virtual host in its path."""
         return f"amqp://guest:guest@{LOOPBACK}:{self.ports.amqp}/%2f"
@@ -87,9 +92,15 @@ class RabbitNode:
         self.server.wait_until(RabbitAdmin(self.management_url).answers, timeout=_ANSWER_SECONDS)
 
 
-def start_rabbitmq(processes: Processes, space: Workspace, ports: Ports, *erlang_arguments: str) -> RabbitNode:
-    """Start epmd and the node; `await_ready` says when it can be used. The program must have been installed."""
+def start_rabbitmq(
+    processes: Processes, space: Workspace, ports: Ports, *erlang_arguments: str, beside: RabbitNode | None = None
+) -> RabbitNode:
+    """Start epmd and the node; `await_ready` says when it can be used. The program must have been installed.
+
+    A node `beside` one that is ready has that one's epmd and Erlang cookie, so that it can join its cluster.
+    """
     ensure_rabbitmq()
+    ports = replace(ports, epmd=beside.ports.epmd) if beside else ports
     home = space.data / "rabbitmq"
     home.mkdir(exist_ok=True)
     (home / "rabbitmq.conf").write_text(
@@ -97,14 +108,9 @@ def start_rabbitmq(processes: Processes, space: Workspace, ports: Ports, *erlang
     )
     (home / "enabled_plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
     env = _environment(home, ports, *erlang_arguments)
-    # In the foreground, and answering before the node looks for it.
-    epmd = processes.start(
-        "epmd",
-        [_find_epmd(), "-address", LOOPBACK, "-port", str(ports.epmd)],
-        env=env,
-        log=space.log / "epmd.log",
-    )
-    epmd.wait_until(lambda: _accepts(ports.epmd), timeout=_ANSWER_SECONDS)
+    if beside:
+        env = {**env, "HOME": beside.environment["HOME"]}
+    epmd = beside.epmd if beside else _start_epmd(processes, space, ports, env)
     return RabbitNode(ports, _start_node(processes, space, env), epmd, env)
 
 
@@ -113,6 +119,18 @@ def restart_rabbitmq(processes: Processes, space: Workspace, node: RabbitNode, *
     if wiped:
         shutil.rmtree(space.data / "rabbitmq" / "mnesia")
     return replace(node, server=_start_node(processes, space, node.environment))
+
+
+def _start_epmd(processes: Processes, space: Workspace, ports: Ports, env: Mapping[str, str]) -> ServerProcess:
+    """In the foreground, and answering before the node looks for it."""
+    epmd = processes.start(
+        "epmd",
+        [_find_epmd(), "-address", LOOPBACK, "-port", str(ports.epmd)],
+        env=env,
+        log=space.log / "epmd.log",
+    )
+    epmd.wait_until(lambda: _accepts(ports.epmd), timeout=_ANSWER_SECONDS)
+    return epmd
 
 
 def _start_node(processes: Processes, space: Workspace, env: Mapping[str, str]) -> ServerProcess:

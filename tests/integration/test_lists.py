@@ -17,6 +17,7 @@ from tests.contract.test_repositories import delivery
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 SECOND = timedelta(seconds=1)
+HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def deliveries(database: Database) -> MongoDeliveries:
     return MongoDeliveries(database)
 
 
-def claim_on(one: Delivery, attempt: int = 1, lease: timedelta = 60 * SECOND, **more: Any) -> Claim:
+def claim_on(one: Delivery, attempt: int = 1, lease: timedelta = HOUR, **more: Any) -> Claim:
+    """Its lease is compared with the clock: it is not over before this module's tests are, unless it says so."""
     return Claim(one.claim_id(attempt), "t", NOW, NOW + lease, **more)
 
 
@@ -108,7 +110,7 @@ async def test_what_is_being_sent_is_paged_among_more_that_was_sent(
     sent = [delivery(n, state=State.SENT, attempt=1, due_at=None, created_at=NOW) for n in range(20, 50)]
     await deliveries.add([*sending, *sent])
     for number, each in enumerate([*sent[:15], *sending, *sent[15:]]):
-        await deliveries.claim(claim_on(each, lease=SECOND * (60 + number // 2)))
+        await deliveries.claim(claim_on(each, lease=HOUR + SECOND * (number // 2)))
     newest = [each.id for each in sorted(sending, key=lambda one: (one.created_at, one.id), reverse=True)]
     for limit in (1, 3, 10, 100):
         found = await pages(deliveries, DeliveryFilter(state=State.SENDING), limit)

@@ -107,15 +107,16 @@ async def test_an_event_whose_planning_was_cut_short_is_completed(
         event = await stack.publish(order())
         await stack.final(event)
         raw = application.core.database.collection("events")
-        await application.core.database.collection("deliveries").delete_many({})
-        await application.core.database.collection("attempts").delete_many({})
-        await raw.update_one({"id": event}, {"$set": {"state": "accepted", "due_at": datetime.now(UTC)}})
-        await eventually(lambda: len(smtp.mails) == 2)
 
         async def planned() -> bool:
             document = await raw.find_one({"id": event})
             return document is not None and document["state"] == EventState.PLANNED and "due_at" not in document
 
+        await eventually(planned)
+        await application.core.database.collection("deliveries").delete_many({})
+        await application.core.database.collection("attempts").delete_many({})
+        await raw.update_one({"id": event}, {"$set": {"state": "accepted", "due_at": datetime.now(UTC)}})
+        await eventually(lambda: len(smtp.mails) == 2)
         await eventually(planned)
     (delivery,) = await stack.deliveries(event)
     assert delivery.state is State.SENT
