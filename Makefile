@@ -32,7 +32,7 @@ lint: $(STAMP) ## check style, types and the direction of imports
 	$(BIN)/lint-imports
 
 lock: $(STAMP) ## write requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra embedded --extra dev --python-version 3.11 --universal \
+	$(BIN)/uv pip compile pyproject.toml --extra embedded --extra dev --extra ses --extra apns --extra apprise --extra mjml --extra dkim --python-version 3.11 --universal \
 		--generate-hashes -q -o requirements.lock
 
 bench: $(STAMP) ## measure it beside its peers (BENCH_FLAGS="--quick")

@@ -2,16 +2,18 @@
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Final
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
 from channels.classify import scrub
+from channels.surroundings import NOWHERE, Surroundings
 from domain.event import Recipient
 from domain.failures import TransientFailure
-from domain.message import Message
+from domain.message import Accepted, Message
 from domain.vocabulary import Reason
 
 _BODIES: Final = ("text", "html", "payload")
@@ -35,14 +37,18 @@ class FileProvider:
     A file appears whole or not at all; the same delivery and epoch writes the same file again.
     """
 
-    def __init__(self, name: str, options: FileOptions) -> None:
+    def __init__(self, name: str, options: FileOptions, _: Surroundings = NOWHERE) -> None:
         self.name = name
         self._directory = options.directory
 
     def __repr__(self) -> str:
         return f"FileProvider({self.name!r}, {str(self._directory)!r})"
 
-    async def send(self, message: Message) -> str:
+    def takes(self, recipient: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        """Anybody."""
+        return True
+
+    async def send(self, message: Message) -> Accepted:
         """Write it, off the event loop.
 
         Raises:
@@ -53,7 +59,7 @@ class FileProvider:
             await asyncio.to_thread(_write, path, _readable(message))
         except OSError as error:
             raise _unwritable(error) from None
-        return f"written to {message.channel}/{path.name}"
+        return Accepted(f"written to {message.channel}/{path.name}")
 
     async def check(self) -> str:
         """Write a file and take it away again."""

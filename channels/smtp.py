@@ -1,13 +1,16 @@
 """E-mail over SMTP."""
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
 
 from channels.fetch import AttachmentFetcher, File
 from channels.mail import Address, compose, parse_sender
 from channels.smtp_pool import SmtpPool
 from channels.smtp_settings import SmtpOptions
+from channels.surroundings import NOWHERE, Surroundings
 from domain.failures import PermanentFailure, TransientFailure
-from domain.message import Message
+from domain.message import Accepted, Message
 from domain.vocabulary import Reason
 
 __all__ = ["SmtpOptions", "SmtpProvider"]
@@ -16,7 +19,7 @@ __all__ = ["SmtpOptions", "SmtpProvider"]
 class SmtpProvider:
     """Sends mail through one server."""
 
-    def __init__(self, name: str, options: SmtpOptions) -> None:
+    def __init__(self, name: str, options: SmtpOptions, _: Surroundings = NOWHERE) -> None:
         self.name = name
         self._options = options
         self._sender: Address = parse_sender(options.from_address)
@@ -26,7 +29,11 @@ class SmtpProvider:
     def __repr__(self) -> str:
         return f"SmtpProvider({self.name!r}, {self._options.server!r})"
 
-    async def send(self, message: Message) -> str:
+    def takes(self, recipient: Mapping[str, Any]) -> bool:
+        """Whoever has an address."""
+        return bool(recipient.get("email"))
+
+    async def send(self, message: Message) -> Accepted:
         """Send once, over a kept connection where there is one.
 
         Raises:
@@ -39,7 +46,7 @@ class SmtpProvider:
         if len(mail.body) > self._options.max_message_bytes:
             detail = f"{len(mail.body)} bytes; the limit is {self._options.max_message_bytes}"
             raise PermanentFailure(Reason.MESSAGE_TOO_LARGE, detail)
-        return await self._pool.send(mail)
+        return Accepted(await self._pool.send(mail), message.idempotency_key)
 
     async def _fetched(self, message: Message) -> list[File]:
         """The attachments; all of them together take no longer than one conversation may."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Annotated, Any, Final
 
 import aiohttp
@@ -20,9 +19,11 @@ from standardwebhooks import Webhook
 
 from channels.classify import connection_failure, http_failure
 from channels.guard import address_refused, guarded_session
+from channels.http import tracing
+from channels.surroundings import NOWHERE, Surroundings
 from domain.duration import Duration
 from domain.failures import DeliveryFailure, PermanentFailure, UnknownOutcome
-from domain.message import Message
+from domain.message import Accepted, Message
 from domain.vocabulary import Reason
 
 READ: Final = 16 * 1024
@@ -102,7 +103,11 @@ class WebhookProvider:
     """Posts to each recipient's own URL."""
 
     def __init__(
-        self, name: str, options: WebhookOptions, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        name: str,
+        options: WebhookOptions,
+        _: Surroundings = NOWHERE,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.name = name
         self._options = options
@@ -113,7 +118,11 @@ class WebhookProvider:
     def __repr__(self) -> str:
         return f"WebhookProvider({self.name!r})"
 
-    async def send(self, message: Message) -> str:
+    def takes(self, recipient: Mapping[str, Any]) -> bool:
+        """Whoever has an endpoint."""
+        return bool(recipient.get("webhook"))
+
+    async def send(self, message: Message) -> Accepted:
         """Post once. Redirects are not followed.
 
         Raises:
@@ -127,7 +136,8 @@ class WebhookProvider:
             raise PermanentFailure(Reason.MESSAGE_TOO_LARGE, detail)
         progress = _Progress()
         try:
-            return await self._post(str(message.recipient.get("webhook", "")), message.idempotency_key, body, progress)
+            url = str(message.recipient.get("webhook", ""))
+            return Accepted(await self._post(url, message.idempotency_key, body, progress))
         except DeliveryFailure:
             raise
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -176,20 +186,9 @@ class WebhookProvider:
                 allow_private=self._options.allow_private,
                 timeout=aiohttp.ClientTimeout(total=self._options.timeout.total_seconds()),
                 headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-                trace_configs=[_tracing()],
+                trace_configs=[tracing()],
             )
         return self._session
-
-
-def _tracing() -> aiohttp.TraceConfig:
-    """Notes that a connection stands and the request is about to be written to it."""
-    config = aiohttp.TraceConfig()
-
-    async def note(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:
-        context.trace_request_ctx.sent = True
-
-    config.on_request_headers_sent.append(note)
-    return config
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:

@@ -11,7 +11,7 @@ from domain.circuit import Circuit
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch, EventData
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome, place_of
-from domain.message import Message
+from domain.message import Accepted, Message
 from domain.notification import INLINE
 from domain.outcome import Expired, Failed, Hold, Outcome, Retry, Sent, Unknown
 from domain.ports import Catalog, Claim, Deliveries, DispatchQueue, Events, Now, Provider, Renderer, TemplateError
@@ -172,7 +172,7 @@ class Deliver:
         """When the provider has been asked; spread a little, so that it is not always the same delivery that tries."""
         return (self.circuit.until or self.now()) + HELD_SPREAD * self.rng.random()
 
-    async def _send(self, message: Message, deadline: datetime) -> str:
+    async def _send(self, message: Message, deadline: datetime) -> Accepted:
         """Send within the lease, and tell the circuit how that went."""
         left = self._left(deadline)
         try:
@@ -184,7 +184,7 @@ class Deliver:
         self.circuit.ended(None)
         return answer
 
-    async def _handed_over(self, message: Message) -> str:
+    async def _handed_over(self, message: Message) -> Accepted:
         try:
             return await self.provider.send(message)
         except DeliveryFailure as failure:

@@ -15,6 +15,7 @@ class DeliveryFailure(Exception):
 
     Attributes:
         retry_after: how long the provider asked to be left alone.
+        suppress: the address itself is of no more use, whatever is sent to it.
         provider_fault: the provider, or the way to it, is at fault and whoever the recipient is would meet the same:
             it counts towards the provider's circuit (`domain.circuit`).
     """
@@ -26,12 +27,14 @@ class DeliveryFailure(Exception):
         *,
         retry_after: timedelta | None = None,
         provider_fault: bool = False,
+        suppress: bool = False,
     ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
         self.retry_after = retry_after
         self.provider_fault = provider_fault
+        self.suppress = suppress
 
 
 class TransientFailure(DeliveryFailure):

@@ -3,10 +3,27 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from domain.event import Attachment
 from domain.vocabulary import Channel
+
+
+class Accepted(str):
+    """A provider's answer in a line: it has taken the message.
+
+    Attributes:
+        reference: what the provider calls the message, if it does; its receipts speak of it by that name.
+    """
+
+    __slots__ = ("reference",)
+    reference: str | None
+
+    def __new__(cls, answer: str, reference: str | None = None) -> Self:
+        """Both of them."""
+        made = super().__new__(cls, answer)
+        made.reference = reference
+        return made
 
 
 @dataclass(frozen=True, slots=True)

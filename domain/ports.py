@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch
 from domain.event import Incoming
-from domain.message import Message
+from domain.message import Accepted, Message
 from domain.notification import Definition, Notification
 from domain.text import Fault
 from domain.vocabulary import Channel, EventState, Lane, Reason, State
@@ -268,8 +268,12 @@ class Provider(Protocol):
 
     name: str
 
-    async def send(self, message: Message) -> str:
-        """Send once and return the provider's answer in a line.
+    def takes(self, recipient: Mapping[str, Any]) -> bool:
+        """Whether it can reach this recipient at all: by the form of the address, without asking anybody."""
+        ...
+
+    async def send(self, message: Message) -> Accepted:
+        """Send once and return the provider's answer.
 
         Raises:
             DeliveryFailure: transient, permanent or unknown, with a reason.

@@ -8,7 +8,7 @@ from typing import Any
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch
 from domain.event import Incoming
-from domain.message import Message
+from domain.message import Accepted, Message
 from domain.notification import Definition, Notification, matching
 from domain.ports import Claim, DeadFilter, StoredEvent, Waiting
 from domain.text import Fault
@@ -223,12 +223,15 @@ class ScriptedProvider:
     name: str = "scripted"
     sent: list[Message] = field(default_factory=list)
 
-    async def send(self, message: Message) -> str:
+    def takes(self, recipient: Mapping[str, Any]) -> bool:
+        return True
+
+    async def send(self, message: Message) -> Accepted:
         step = self.script.pop(0) if self.script else "ok"
         if isinstance(step, Exception):
             raise step
         self.sent.append(message)
-        return step
+        return step if isinstance(step, Accepted) else Accepted(step)
 
     async def check(self) -> str:
         return "ok"

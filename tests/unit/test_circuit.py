@@ -21,8 +21,8 @@ from domain.vocabulary import Reason
 from tests.fakes import Clock
 
 
-def down(reason: Reason = Reason.CONNECTION_REFUSED, **more: timedelta) -> TransientFailure:
-    return TransientFailure(reason, "nobody there", provider_fault=True, **more)
+def down(reason: Reason = Reason.CONNECTION_REFUSED, retry_after: timedelta | None = None) -> TransientFailure:
+    return TransientFailure(reason, "nobody there", provider_fault=True, retry_after=retry_after)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from domain.circuit import FORGIVEN_AT_MOST
 from domain.deliver import HELD_SPREAD, HeldBack, Late, NotClaimed, Settled
 from domain.dispatch import STALE_AFTER, Dispatch
 from domain.failures import PermanentFailure, TransientFailure, UnknownOutcome
+from domain.message import Accepted
 from domain.ports import Claim
 from domain.vocabulary import Reason, Semantics, State
 from tests.unit.world import LEASE, OVERDUE, SMALL, World
@@ -152,7 +153,7 @@ async def test_one_that_wakes_after_its_lease_says_so() -> None:
 
     real = world.provider.send
 
-    async def slow(message: object) -> str:
+    async def slow(message: object) -> Accepted:
         await late()
         return await real(message)  # type: ignore[arg-type]
 

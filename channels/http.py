@@ -1,0 +1,182 @@
+"""Requests to a provider's HTTP API, over kept connections: what every adapter of such a provider shares."""
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, Final
+
+import aiohttp
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from channels.classify import connection_failure
+from domain.duration import Duration
+from domain.failures import DeliveryFailure, UnknownOutcome
+
+USER_AGENT: Final = "NotiPy/0.1"
+MAX_ANSWER: Final = 64 * 1024
+"""Bytes of an answer that are read; what is longer costs its connection."""
+
+
+class ApiOptions(BaseModel):
+    """What the settings of every HTTP provider have in common.
+
+    Attributes:
+        base_url: in place of the provider's own, for a proxy, a region or a test.
+        timeout: from the connection to the answer.
+        connections: kept and used at once, at most.
+        ca_file: certificate authorities to trust instead of the system's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True)
+
+    base_url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")]
+    timeout: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=15)
+    connections: Annotated[int, Field(ge=1, le=1000)] = 100
+    ca_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _certificates(self) -> "ApiOptions":
+        if self.ca_file is not None:
+            try:
+                ssl.create_default_context(cafile=str(self.ca_file))
+            except OSError:
+                raise ValueError("ca_file should be a readable file with certificates in PEM form") from None
+        return self
+
+    def url(self, path: str) -> str:
+        """The address of one of the provider's methods; `path` begins with a slash."""
+        return self.base_url.rstrip("/") + path
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the provider answered."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is a 2xx."""
+        return 200 <= self.status < 300
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The body, if it is a JSON object; else an empty one."""
+        try:
+            found = orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a request has come."""
+
+    sent: bool = False
+
+
+class Api:
+    """The connections to one provider. Opens nothing before the first request."""
+
+    def __init__(self, options: ApiOptions, headers: Mapping[str, str] | None = None) -> None:
+        self._options = options
+        self._headers = {"User-Agent": USER_AGENT, "Accept": "application/json"} | dict(headers or {})
+        self._session: aiohttp.ClientSession | None = None
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        json: Any = None,
+        data: Any = None,
+    ) -> Answer:
+        """Ask once; redirects are not followed. Any status is an answer: the adapter says what it means.
+
+        Args:
+            method: of HTTP.
+            url: the whole address.
+            headers: besides those of every request.
+            params: of the query.
+            json: a body to be written as JSON.
+            data: or a body as aiohttp takes it: bytes, a form as a mapping, or `FormData`.
+
+        Raises:
+            TransientFailure: nothing was sent.
+            UnknownOutcome: the request was on its way, and no answer came.
+        """
+        progress = _Progress()
+        body = {"data": orjson.dumps(json)} if json is not None else {"data": data}
+        sent = dict(headers or {}) | ({"Content-Type": "application/json"} if json is not None else {})
+        try:
+            async with self._open().request(
+                method, url, headers=sent, params=params, allow_redirects=False, trace_request_ctx=progress, **body
+            ) as response:
+                return Answer(response.status, response.headers, await _body(response))
+        except DeliveryFailure:
+            raise
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _failure(error, sent=progress.sent) from None
+
+    async def close(self) -> None:
+        """Close the kept connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        """The session, made where there is a running loop."""
+        if self._session is None:
+            file = self._options.ca_file
+            context = ssl.create_default_context(cafile=str(file)) if file else True
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._options.connections, ssl=context),
+                timeout=aiohttp.ClientTimeout(total=self._options.timeout.total_seconds()),
+                headers=self._headers,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[tracing()],
+            )
+        return self._session
+
+
+def tracing() -> aiohttp.TraceConfig:
+    """Notes on the request's context (`sent`) that a connection stands and the request is about to be written to it."""
+    config = aiohttp.TraceConfig()
+
+    async def note(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:
+        context.trace_request_ctx.sent = True
+
+    config.on_request_headers_sent.append(note)
+    return config
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """As much as is of use. The status has said whether it was taken; a body that breaks off changes nothing of it."""
+    content = bytearray()
+    with suppress(aiohttp.ClientError, OSError, asyncio.TimeoutError):
+        async for chunk in response.content.iter_any():
+            content += chunk
+            if len(content) > MAX_ANSWER:
+                break
+        else:
+            return bytes(content)
+    response.close()
+    return bytes(content[:MAX_ANSWER])
+
+
+def _failure(error: Exception, *, sent: bool) -> DeliveryFailure:
+    if not sent:
+        return connection_failure(error, "connecting to the provider", provider_fault=True)
+    failure = connection_failure(error, "waiting for the provider's answer")
+    return UnknownOutcome(failure.reason, failure.detail, provider_fault=True)
