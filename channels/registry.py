@@ -16,6 +16,8 @@ from channels.file import FileOptions, FileProvider
 from channels.smtp import SmtpOptions, SmtpProvider
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Table
+from channels.twilio import ERRORS as TWILIO
+from channels.twilio import TwilioOptions, TwilioProvider
 from channels.webhook import WebhookOptions, WebhookProvider
 from domain.ports import Provider
 from domain.text import describe, faults_of
@@ -44,6 +46,7 @@ class ProviderKind:
 
 KINDS: Final[Mapping[str, ProviderKind]] = {
     "smtp": ProviderKind(SmtpOptions, frozenset({Channel.EMAIL}), SmtpProvider),
+    "twilio": ProviderKind(TwilioOptions, frozenset({Channel.SMS}), TwilioProvider, TWILIO),
     "webhook": ProviderKind(WebhookOptions, frozenset({Channel.WEBHOOK}), WebhookProvider),
     "file": ProviderKind(FileOptions, frozenset(Channel), FileProvider),
 }

@@ -1,0 +1,1 @@
+"""What every provider with an HTTP API promises, caused over real conversations."""

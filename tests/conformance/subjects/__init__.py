@@ -1,0 +1,12 @@
+"""One module for each kind of provider, with a `SUBJECT` (or several, as `SUBJECTS`)."""
+
+import importlib
+import pkgutil
+
+from tests.conformance.subject import Subject
+
+
+def subjects() -> list[Subject]:
+    """All of them."""
+    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    return [subject for module in modules for subject in getattr(module, "SUBJECTS", (module.SUBJECT,))]
