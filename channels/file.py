@@ -56,7 +56,7 @@ class FileProvider:
         """
         path = self._directory / message.channel / _filename(message)
         try:
-            await asyncio.to_thread(_write, path, _readable(message))
+            await asyncio.to_thread(_write, path, readable(message))
         except OSError as error:
             raise _unwritable(error) from None
         return Accepted(f"written to {message.channel}/{path.name}")
@@ -78,7 +78,7 @@ def _filename(message: Message) -> str:
     return f"{created}-{message.idempotency_key.replace('/', '-')}.txt"
 
 
-def _readable(message: Message) -> str:
+def readable(message: Message) -> str:
     """Header lines, an empty line, and the content; several bodies are told apart by a line each."""
     address = message.recipient.get(Recipient.ADDRESS_FIELDS[message.channel], "")
     headers = {

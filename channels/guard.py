@@ -6,6 +6,7 @@ name with several.
 """
 
 import socket
+import ssl
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
 
@@ -78,13 +79,16 @@ def address_refused(error: BaseException | None) -> bool:
     return False
 
 
-def guarded_session(*, allow_private: bool, **options: Any) -> aiohttp.ClientSession:
+def guarded_session(
+    *, allow_private: bool, connections: int = 0, tls: ssl.SSLContext | bool = True, **options: Any
+) -> aiohttp.ClientSession:
     """A session that keeps no cookies, reads no proxy settings and, unless allowed, reaches public addresses only.
 
-    A refused address ends in an error that `address_refused` recognises.
+    A refused address ends in an error that `address_refused` recognises. `connections`: at once; 0: as many as needed.
     """
     connector = aiohttp.TCPConnector(
-        limit=0,
+        limit=connections,
+        ssl=tls,
         # Node and others close an idle connection after 5 s: closing it first loses no request to that race.
         keepalive_timeout=4,
         socket_factory=None if allow_private else _public_socket,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 import aiohttp
 import orjson
@@ -23,11 +23,10 @@ MAX_ANSWER: Final = 64 * 1024
 """Bytes of an answer that are read; what is longer costs its connection."""
 
 
-class ApiOptions(BaseModel):
+class ConnectionOptions(BaseModel):
     """What the settings of every HTTP provider have in common.
 
     Attributes:
-        base_url: in place of the provider's own, for a proxy, a region or a test.
         timeout: from the connection to the answer.
         connections: kept and used at once, at most.
         ca_file: certificate authorities to trust instead of the system's.
@@ -35,19 +34,28 @@ class ApiOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True)
 
-    base_url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")]
     timeout: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=15)
     connections: Annotated[int, Field(ge=1, le=1000)] = 100
     ca_file: Path | None = None
 
     @model_validator(mode="after")
-    def _certificates(self) -> "ApiOptions":
+    def _certificates(self) -> Self:
         if self.ca_file is not None:
             try:
                 ssl.create_default_context(cafile=str(self.ca_file))
             except OSError:
                 raise ValueError("ca_file should be a readable file with certificates in PEM form") from None
         return self
+
+
+class ApiOptions(ConnectionOptions):
+    """Settings of a provider whose methods have one root.
+
+    Attributes:
+        base_url: in place of the provider's own, for a proxy, a region or a test.
+    """
+
+    base_url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")]
 
     def url(self, path: str) -> str:
         """The address of one of the provider's methods; `path` begins with a slash."""
@@ -87,7 +95,7 @@ class _Progress:
 class Api:
     """The connections to one provider. Opens nothing before the first request."""
 
-    def __init__(self, options: ApiOptions, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, options: ConnectionOptions, headers: Mapping[str, str] | None = None) -> None:
         self._options = options
         self._headers = {"User-Agent": USER_AGENT, "Accept": "application/json"} | dict(headers or {})
         self._session: aiohttp.ClientSession | None = None
@@ -127,13 +135,17 @@ class Api:
         except DeliveryFailure:
             raise
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _failure(error, sent=progress.sent) from None
+            raise self._failure(error, sent=progress.sent) from None
 
     async def close(self) -> None:
         """Close the kept connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    def _failure(self, error: Exception, *, sent: bool) -> DeliveryFailure:
+        """What an error on the way means."""
+        return _failure(error, sent=sent)
 
     def _open(self) -> aiohttp.ClientSession:
         """The session, made where there is a running loop."""

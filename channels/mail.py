@@ -10,18 +10,23 @@ A mail is the same, byte for byte, for every attempt of a delivery's epoch.
 import re
 from base64 import encodebytes
 from binascii import b2a_qp
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.header import Header
-from email.utils import format_datetime, parseaddr
+from email.utils import format_datetime
+from html import escape
 from typing import Final
+from urllib.parse import quote
 
 from channels.fetch import File
+from channels.mail_fields import Fields, read_fields
+from channels.mailbox import CONTROL, Address, address, parse_sender
 from domain.failures import PermanentFailure
 from domain.message import Message
 from domain.vocabulary import Reason
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+__all__ = ["Address", "Mail", "address", "compose", "parse_sender", "recipient_of", "with_images"]
+
 _BODY_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SPECIALS = re.compile(r'[()<>@,:;".\[\]\\]')
@@ -31,96 +36,70 @@ _CRLF: Final = b"\r\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """A mailbox: `email` as it stands in the envelope, its domain in ASCII."""
-
-    email: str
-    name: str = ""
-
-    @property
-    def domain(self) -> str:
-        """What stands after the @."""
-        return self.email.rpartition("@")[2]
-
-    @property
-    def needs_utf8(self) -> bool:
-        """Whether the part before the @ can only be written with SMTPUTF8."""
-        return not self.email.isascii()
-
-
-@dataclass(frozen=True, slots=True)
 class Mail:
     """What is handed to the server.
 
     Attributes:
         needs_utf8: an address in it needs a server with SMTPUTF8 (RFC 6531).
+        copies: who gets it as well (`cc` and `bcc`).
+        left_out: how many copies were asked for whose address is none.
     """
 
     sender: str = field(repr=False)
     recipient: str = field(repr=False)
     body: bytes = field(repr=False)
     needs_utf8: bool
+    copies: tuple[str, ...] = field(default=(), repr=False)
+    left_out: int = 0
 
-
-def parse_sender(text: str) -> Address:
-    """Read `Shop <no-reply@shop.example>`.
-
-    Raises:
-        ValueError: it is no such thing.
-    """
-    name, email = parseaddr(text)
-    if not email or _CONTROL.search(text) or not re.fullmatch(r"[^@\s]+@[^@\s]+", email):
-        raise ValueError("should be an e-mail address, such as Shop <no-reply@shop.example>")
-    return address(email, name)
-
-
-def address(email: str, name: str = "") -> Address:
-    """A mailbox, its domain in IDNA.
-
-    Raises:
-        ValueError: it cannot be written into an envelope.
-    """
-    local, at, domain = email.rpartition("@")
-    if not local or not at or _CONTROL.search(email + name) or re.search(r"[\s<>]", email):
-        raise ValueError("is no e-mail address")
-    try:
-        ascii_domain = domain if domain.isascii() else domain.encode("idna").decode()
-        local.encode()
-    except UnicodeError:
-        raise ValueError("has a domain that is not one") from None
-    return Address(f"{local}@{ascii_domain}", name)
+    @property
+    def recipients(self) -> tuple[str, ...]:
+        """Everybody in the envelope, whom the mail is for first."""
+        return (self.recipient, *self.copies)
 
 
 def compose(message: Message, sender: Address, files: Sequence[File]) -> Mail:
     """Write the mail: `text`, `html` or both as alternatives, with the files after them.
 
+    A file that the HTML shows, as `cid:` and its name, stands beside the HTML instead (`multipart/related`).
+
     Raises:
-        PermanentFailure: the address cannot be used, or a header holds a line break.
+        PermanentFailure: an address cannot be used, or a header holds a line break.
     """
-    recipient = _recipient(message)
+    recipient = recipient_of(message)
     subject = message.content.get("subject", "")
-    if _CONTROL.search(subject):
+    if CONTROL.search(subject):
         raise PermanentFailure(Reason.MESSAGE_REJECTED, "the subject contains a line break or a control character")
     number = message.idempotency_key.replace("/", ".")
+    fields = read_fields(message.content, recipient)
     headers = [
         f"From: {_mailbox(sender, 'From')}",
         f"To: {_mailbox(recipient, 'To')}",
+        *_more_addresses(fields),
         f"Subject: {_unstructured(subject, 'Subject')}",
         f"Date: {format_datetime(message.created_at)}",
         f"Message-ID: <{number}@{sender.domain}>",
+        *(f"{name}: {_folded(name, value)}" for name, value in fields.headers),
         "Auto-Submitted: auto-generated",
         "MIME-Version: 1.0",
     ]
-    body = _body(message, files, number)
+    body = _body(message, files, f"{number}@{sender.domain}")
     return Mail(
         sender=sender.email,
         recipient=recipient.email,
         body=_encoded(headers) + body,
-        needs_utf8=sender.needs_utf8 or recipient.needs_utf8,
+        needs_utf8=any(mailbox.needs_utf8 for mailbox in (sender, recipient, *fields.copies, *fields.reply_to)),
+        copies=tuple(mailbox.email for mailbox in fields.copies),
+        left_out=fields.left_out,
     )
 
 
-def _recipient(message: Message) -> Address:
+def recipient_of(message: Message) -> Address:
+    """Whom a mail is for.
+
+    Raises:
+        PermanentFailure: the address cannot be used.
+    """
     try:
         return address(str(message.recipient.get("email", "")), str(message.recipient.get("name") or ""))
     except ValueError as error:
@@ -158,9 +137,29 @@ def _phrase(name: str, header: str) -> str:
     return name
 
 
+def _more_addresses(fields: Fields) -> Iterator[str]:
+    """Reply-To and Cc; who is in `bcc` is in the envelope alone."""
+    for header, mailboxes in (("Reply-To", fields.reply_to), ("Cc", fields.cc)):
+        if mailboxes:
+            yield f"{header}: " + ",\r\n ".join(_mailbox(mailbox, header) for mailbox in mailboxes)
+
+
+def _folded(name: str, text: str) -> str:
+    """A header's text that is read by programs: broken at spaces where it is ASCII, never encoded within a word."""
+    if not text.isascii() or "=?" in text or any(len(word) > _MAX_PLAIN - len(name) for word in text.split()):
+        return Header(text, "utf-8", header_name=name).encode(linesep="\r\n")
+    lines, room = [""], _LINE - len(name) - 2
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > room:
+            lines.append("")
+            room = _LINE - 1
+        lines[-1] += f" {word}" if lines[-1] else word
+    return "\r\n ".join(lines)
+
+
 def _filename(name: str) -> str:
     """The parameter, in the form of RFC 2231: in pieces if it is long, percent-encoded if it is not plain."""
-    if name.isascii() and len(name) <= _PARAMETER and name == name.strip() and not _CONTROL.search(name):
+    if name.isascii() and len(name) <= _PARAMETER and name == name.strip() and not CONTROL.search(name):
         escaped = re.sub(r'(["\\])', r"\\\1", name)
         return f'filename="{escaped}"'
     units = [chr(byte) if chr(byte) in _PLAIN else f"%{byte:02X}" for byte in name.encode(errors="replace")]
@@ -181,17 +180,44 @@ _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0
 
 
 def _body(message: Message, files: Sequence[File], number: str) -> bytes:
-    parts = [_text(kind, message.content[field]) for field, kind in _KINDS if field in message.content] or [
-        _text("plain", "")
-    ]
-    content = parts[0] if len(parts) == 1 else _multipart("alternative", parts, f"=_a.{number}")
-    if files:
-        content = _multipart("mixed", [content, *map(_file, files)], f"=_m.{number}")
-    return content
+    """`number` is unique in the world: of it are made what divides the parts, and what the HTML calls its images."""
+    content, mark = message.content, number.rpartition("@")[0]
+    shown: Mapping[int, str] = {}
+    parts = [_text("plain", content["text"])] if "text" in content or "html" not in content else []
+    if "html" in content:
+        html, shown = with_images(content["html"], files, number)
+        images = [_file(files[position], content_id) for position, content_id in shown.items()]
+        parts.append(_one_or('related; type="text/html"', [_text("html", html), *images], f"=_r.{mark}"))
+    body = _one_or("alternative", parts, f"=_a.{mark}")  # RFC 2046 §5.1.4: the plainest first
+    attached = [_file(file) for position, file in enumerate(files) if position not in shown]
+    return _one_or("mixed", [body, *attached], f"=_m.{mark}")
 
 
-_KINDS: Final = (("text", "plain"), ("html", "html"))
-"""RFC 2046 §5.1.4: the plainest alternative first."""
+def with_images(html: str, files: Sequence[File], number: str) -> tuple[str, Mapping[int, str]]:
+    """The HTML with a Content-ID where it has a file's name, and those ids by the files' positions (RFC 2392).
+
+    `cid:logo.png` means the first file of that name; what stands in a URL as %XX, or is escaped, may be so here.
+    """
+    shown: dict[int, str] = {}
+    if not files or "cid:" not in html:
+        return html, shown
+    names: dict[str, int] = {}
+    for position, file in enumerate(files):
+        for written in (file.filename, quote(file.filename, errors="replace"), escape(file.filename)):
+            names.setdefault(written, position)
+
+    def replaced(match: re.Match[str]) -> str:
+        position = names[match[1]]
+        shown[position] = f"f{position + 1}.{number}"
+        return f"cid:{shown[position]}"
+
+    known = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    html = re.sub(rf"cid:({known})(?=[\"')\s>&]|\Z)", replaced, html)
+    return html, dict(sorted(shown.items()))
+
+
+def _one_or(kind: str, parts: Sequence[bytes], boundary: str) -> bytes:
+    return parts[0] if len(parts) == 1 else _multipart(kind, parts, boundary)
 
 
 def _multipart(kind: str, parts: Sequence[bytes], boundary: str) -> bytes:
@@ -232,15 +258,16 @@ _MAX_PLAIN: Final = 990
 """RFC 5321 §4.5.3.1.6 allows 998 characters to a line."""
 
 
-def _file(file: File) -> bytes:
+def _file(file: File, content_id: str | None = None) -> bytes:
     # A part that is itself a message or has parts must not be in base64 (RFC 2046 §5.2.1): it goes as plain bytes.
     composite = file.content_type.lower().startswith(("multipart/", "message/"))
     kind = "application/octet-stream" if composite else file.content_type
     head = (
         f"Content-Type: {kind}\r\nContent-Transfer-Encoding: base64\r\n"
-        f"Content-Disposition: attachment;\r\n {_filename(file.filename)}\r\n\r\n"
+        f"Content-Disposition: {'inline' if content_id else 'attachment'};\r\n {_filename(file.filename)}\r\n"
     )
-    return head.encode() + _base64(file.content)
+    shown = f"Content-ID: <{content_id}>\r\n" if content_id else ""
+    return f"{head}{shown}\r\n".encode() + _base64(file.content)
 
 
 def _base64(data: bytes) -> bytes:

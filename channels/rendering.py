@@ -11,33 +11,28 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from jinja2 import Template, TemplateSyntaxError, UndefinedError, nodes
+from jinja2 import Template, UndefinedError
 from jinja2.exceptions import SecurityError
-from jinja2.meta import find_undeclared_variables
 from pydantic_core import from_json
 
-from channels.sandbox import MAX_TEXT, Budget, Sandbox, TooCostly, forbidden, metered
-from domain.ports import TemplateError
+from channels.compiling import Linked, compiled, link_faults, needs, shortened
+from channels.limits import check_lengths
+from channels.plain_text import plain_text
+from channels.sandbox import MAX_TEXT, Budget, Sandbox, TooCostly
+from channels.segments import MAX_SEGMENTS, excess
+from domain.locales import LOCALES, NOTHING_SHARED, SHARED, Shared, localised
+from domain.notification import templates
+from domain.ports import MessageTooLarge, TemplateError
 from domain.text import Fault
 from domain.vocabulary import Channel
 
-MAX_SOURCE: Final = 128 * 1024
-"""Characters of one template. Mail clients clip a message of more than about 100 KB."""
-MAX_CODE: Final = 32 * 1024
-"""Characters between `{{ }}` and `{% %}` of one template: reading them takes some 5 µs each."""
-MAX_TAGS: Final = 3000
-"""`{{` and `{%` of one template: compiling takes some 50 µs and 10 KB each."""
 CACHE_SOURCE: Final = 8 * 1024 * 1024
 """Characters of source whose compiled templates are kept, the least recently used dropped first."""
 ESCAPED: Final = "html"
 ONE_LINE: Final = frozenset({"subject", "title"})
-GIVEN: Final = frozenset({"recipient", "event", "data"})
-"""Names that every template has, whatever the event brings."""
-
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
-_TAG = re.compile(r"\{[{%].*?(?:[%}]\}|\Z)", re.DOTALL)
 _OWN_ERRORS: Final = (TooCostly, SecurityError, TypeError)
 _ERRORS: Final[Mapping[type[Exception], str]] = {
     ZeroDivisionError: "divides by zero",
@@ -63,162 +58,151 @@ class Compiled:
     size: int = 0
 
 
+_Key = tuple[str | None, bool, tuple[tuple[str, str], ...]]
+T = TypeVar("T", Compiled, Linked)
+
+
 class TemplateRenderer:
     """Implements `domain.ports.Renderer`. Keeps compiled templates; for one thread."""
 
     def __init__(self) -> None:
         self._plain = Sandbox(autoescape=False)
         self._html = Sandbox(autoescape=True)
-        self._cache: OrderedDict[tuple[str, bool], Compiled] = OrderedDict()
+        self._cache: OrderedDict[_Key, Compiled | Linked] = OrderedDict()
         self._cached = 0
 
     def check(self, channel: Channel, content: Mapping[str, Any]) -> Sequence[Fault]:
-        """What is wrong with the templates themselves: syntax, unknown filters, what is not available."""
+        """What is wrong with the templates themselves, in every locale: syntax, filters, what is not available."""
+        partials = _shared(content).partials
         return [
-            Fault(f"{channel}.{field}", fault)
-            for field, source in _templates(content)
-            for fault in self._compiled(field, source).faults
+            Fault(f"{channel}.{place}", fault)
+            for place, field, source in _every_template(content)
+            for fault in self._compiled(field, source, partials).faults
         ]
 
     def missing(self, channel: Channel, content: Mapping[str, Any], data: Mapping[str, Any]) -> Sequence[str]:  # noqa: ARG002
-        """The names that the templates use on every way through them, and that `data` lacks, in order.
+        """The names that the templates of any locale use on every way through them, and that `data` lacks, in order.
 
         A name that is used under a condition only, with `default`, or in a loop is not among them.
         """
-        needs: set[str] = set()
-        for field, source in _templates(content):
-            needs |= self._compiled(field, source).needs
-        return sorted(needs - data.keys())
+        partials = _shared(content).partials
+        needed: set[str] = set()
+        for _, field, source in _every_template(content):
+            needed |= self._compiled(field, source, partials).needs
+        return sorted(needed - data.keys())
+
+    def references(self, source: str) -> Sequence[tuple[int, str]]:
+        """The line and the name of every file that a template uses; none if it cannot be read: `check` says why."""
+        return compiled(self._plain, source).references
 
     def render(self, channel: Channel, content: Mapping[str, Any], context: Mapping[str, Any]) -> Mapping[str, str]:
-        """Render every field.
+        """Render every field, in the words for the recipient's locale.
 
         `context` holds the event's data by name, and `recipient`, `event` and `data`. A webhook's `payload` is
-        JSON, written compactly; without one it is the event's type, time and data.
+        JSON, written compactly; without one it is the event's type, time and data. A mail that has `html` alone is
+        given the `text` that can be read in it.
 
         Raises:
             TemplateError: a name is missing, the template costs more than allowed, or what came out cannot stand
                 in this field.
+            MessageTooLarge: what came out is longer than the channel takes.
         """
-        rendered = {field: self._field(field, source, context) for field, source in _templates(content)}
+        tongue, shared = None, NOTHING_SHARED
+        if LOCALES in content or SHARED in content:
+            shared = _shared(content)
+            content, tongue = _spoken(content, context, shared)
+        partials = shared.partials
+        rendered = {
+            field: self._field(field, source, context, partials, tongue) for field, source in templates(content)
+        }
         if channel is Channel.WEBHOOK and "payload" not in rendered:
             rendered["payload"] = _default_payload(context)
+        elif channel is Channel.EMAIL and "text" not in rendered and "html" in rendered:
+            rendered["text"] = plain_text(rendered["html"])
+        elif channel is Channel.SMS and "text" in rendered:
+            rendered["text"] = _short(rendered["text"], content.get("max_segments"))
+        check_lengths(channel, rendered)
         return rendered
 
-    def _field(self, field: str, source: str, context: Mapping[str, Any]) -> str:
-        compiled = self._compiled(field, source)
+    def _field(
+        self,
+        field: str,
+        source: str,
+        context: Mapping[str, Any],
+        partials: tuple[tuple[str, str], ...],
+        tongue: str | None,
+    ) -> str:
+        compiled = self._compiled(field, source, partials)
         if compiled.template is None:
             raise TemplateError(f"{field}: {'; '.join(compiled.faults)}")
-        text = _rendered(field, compiled.template, context)
+        text = _rendered(field, compiled.template, context, tongue)
         if field in ONE_LINE:
             return _one_line(field, text)
         return _compact_json(field, text) if field == "payload" else text
 
-    def _compiled(self, field: str, source: str) -> Compiled:
-        key = (source, field == ESCAPED)
+    def _compiled(self, field: str, source: str, partials: tuple[tuple[str, str], ...]) -> Compiled:
+        key = (source, field == ESCAPED, partials)
         found = self._cache.get(key)
         if found is None:
-            return self._remember(key, _compile(self._html if key[1] else self._plain, source))
-        self._cache.move_to_end(key)
+            found = self._remember(key, self._compile(source, key[1], partials))
+        else:
+            self._cache.move_to_end(key)
+        assert isinstance(found, Compiled)  # noqa: S101  # as its key has a source
         return found
 
-    def _remember(self, key: tuple[str, bool], compiled: Compiled) -> Compiled:
-        self._cache[key] = compiled
-        self._cached += compiled.size
+    def _compile(self, source: str, escaped: bool, partials: tuple[tuple[str, str], ...]) -> Compiled:
+        environment = self._html if escaped else self._plain
+        part = compiled(environment, source)
+        linked = None if part.alone else self._linked(environment, escaped, partials)
+        find = linked.part if linked else _nothing
+        if faults := (*part.faults, *link_faults(part, find)):
+            return Compiled(None, faults, size=part.size)
+        environment = linked.environment if linked else environment
+        assert part.code is not None  # noqa: S101  # without faults
+        template = environment.template_class.from_code(environment, part.code, environment.globals)
+        return Compiled(template, needs=needs(part, find), size=part.size)
+
+    def _linked(self, environment: Sandbox, escaped: bool, partials: tuple[tuple[str, str], ...]) -> Linked:
+        """The files that a notification's templates share, compiled once for all of them."""
+        key = (None, escaped, partials)
+        found = self._cache.get(key) or self._remember(key, Linked(environment, partials))
+        assert isinstance(found, Linked)  # noqa: S101  # as its key has no source
+        return found
+
+    def _remember(self, key: _Key, item: T) -> T:
+        self._cache[key] = item
+        self._cached += item.size
         while self._cached > CACHE_SOURCE and len(self._cache) > 1:
             self._cached -= self._cache.popitem(last=False)[1].size
-        return compiled
+        return item
 
 
-def _templates(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    return ((field, source) for field, source in content.items() if isinstance(source, str))
+def _shared(content: Mapping[str, Any]) -> Shared:
+    found = content.get(SHARED)
+    return found if isinstance(found, Shared) else NOTHING_SHARED
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Compiling
-# ---------------------------------------------------------------------------------------------------------------
+def _spoken(
+    content: Mapping[str, Any], context: Mapping[str, Any], shared: Shared
+) -> tuple[Mapping[str, Any], str | None]:
+    """The words for the recipient, and their locale."""
+    recipient = context.get("recipient")
+    tag = recipient.get("locale") if isinstance(recipient, Mapping) else None
+    words, tongue = localised(content, tag if isinstance(tag, str) else None)
+    return words, tongue or shared.default_locale
 
 
-def _compile(environment: Sandbox, source: str) -> Compiled:
-    # What it takes in memory, about: a tag becomes a line or two of Python.
-    size = len(source) + 1000 * _tags(source) + 1000
-    try:
-        return _parsed(environment, source, size)
-    except TemplateSyntaxError as error:
-        fault = f"line {error.lineno}: {_shortened(error.message or 'cannot be read')}"
-    except (RecursionError, MemoryError, SyntaxError):
-        fault = "is nested too deeply"
-    except (ValueError, OverflowError) as error:
-        fault = f"cannot be read ({type(error).__name__})"
-    return Compiled(None, (fault,), size=size)
+def _every_template(content: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The place, the field and the source of each template, in the channel's own words and in those of each locale."""
+    for field, source in templates(content):
+        yield field, field, source
+    for tag, words in (content.get(LOCALES) or {}).items():
+        for field, source in templates(words):
+            yield f"{LOCALES}.{tag}.{field}", field, source
 
 
-def _parsed(environment: Sandbox, source: str, size: int) -> Compiled:
-    if len(source) > MAX_SOURCE or _tags(source) > MAX_TAGS or _code(source) > MAX_CODE:
-        fault = f"is too large: {MAX_SOURCE} characters, {MAX_TAGS} tags and {MAX_CODE} characters in them are the most"
-        return Compiled(None, (fault,), size=len(source))
-    tree = environment.parse(source)
-    faults = tuple(f"line {line}: {fault}" for line, fault in forbidden(tree, environment))
-    if faults:
-        return Compiled(None, faults, size=size)
-    needs = _certain(tree) & find_undeclared_variables(tree) - GIVEN | _certain_fields(tree)
-    code = environment.compile(metered(tree))
-    template = environment.template_class.from_code(environment, code, environment.globals)
-    return Compiled(template, needs=frozenset(needs), size=size)
-
-
-def _tags(source: str) -> int:
-    return source.count("{{") + source.count("{%")
-
-
-def _code(source: str) -> int:
-    return sum(len(tag[0]) for tag in _TAG.finditer(source))
-
-
-def _shortened(message: str) -> str:
-    return _CONTROL.sub(" ", message)[:200]
-
-
-def _certain(tree: nodes.Template) -> set[str]:
-    """The names that every rendering of the template evaluates."""
-    return {node.name for node in _evaluated(tree) if isinstance(node, nodes.Name) and node.ctx == "load"}
-
-
-def _certain_fields(tree: nodes.Template) -> set[str]:
-    """The `x` of every `data.x` and `data['x']` that every rendering evaluates."""
-    found = set()
-    for node in _evaluated(tree):
-        match node:
-            case nodes.Getattr(node=nodes.Name(name="data"), attr=str(attribute)):
-                found.add(attribute)
-            case nodes.Getitem(node=nodes.Name(name="data"), arg=nodes.Const(value=str(key))):
-                found.add(key)
-            case _:
-                pass
-    return found - {"get", "items", "keys", "values"}
-
-
-def _evaluated(node: nodes.Node) -> Iterator[nodes.Node]:
-    """The nodes below that are evaluated whatever the data is, and that fail if their name is missing."""
-    yield node
-    for child in _unconditional(node):
-        yield from _evaluated(child)
-
-
-def _unconditional(node: nodes.Node) -> Iterator[nodes.Node]:
-    match node:
-        case nodes.If() | nodes.CondExpr():
-            return iter((node.test,))
-        case nodes.For():
-            return iter((node.iter,))
-        case nodes.And() | nodes.Or():
-            return iter((node.left,))
-        case nodes.Macro() | nodes.CallBlock() | nodes.With() | nodes.FilterBlock():
-            return iter(())
-        case nodes.Test(name="defined" | "undefined") | nodes.Filter(name="default" | "d"):
-            return iter(())
-        case _:
-            return node.iter_child_nodes()
+def _nothing(_name: str) -> None:
+    """No file at all."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -226,14 +210,17 @@ def _unconditional(node: nodes.Node) -> Iterator[nodes.Node]:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def _rendered(field: str, template: Template, context: Mapping[str, Any]) -> str:
+def _rendered(field: str, template: Template, context: Mapping[str, Any], tongue: str | None) -> str:
     """The text, counted while it is made: it stops as soon as it is too long.
 
     Raises:
         TemplateError: any error whatever that comes out of the template.
     """
     try:
-        text = _joined(template, template.new_context(dict(context)))
+        budget = _budget(template, context)
+        if tongue is not None:
+            budget.tongue = tongue
+        text = _joined(template, budget)
         if not text.isascii():
             text.encode()  # a lone surrogate, written as an escape, cannot be sent
     except Exception as error:  # noqa: BLE001  # a template can raise anything; nothing of it may stop the consumer
@@ -242,8 +229,16 @@ def _rendered(field: str, template: Template, context: Mapping[str, Any]) -> str
     return text
 
 
-def _joined(template: Template, context: Any) -> str:
-    assert isinstance(context, Budget)  # noqa: S101  # the environment's context_class
+def _budget(template: Template, context: Mapping[str, Any]) -> Budget:
+    """A context as `Template.new_context` makes it, without what costs time and is not used."""
+    environment = template.environment
+    data = {**environment.globals, **context}
+    budget = environment.context_class(environment, data, template.name, template.blocks, environment.globals)
+    assert isinstance(budget, Budget)  # noqa: S101  # the environment's context_class
+    return budget
+
+
+def _joined(template: Template, context: Budget) -> str:
     chunks, length = [], 0
     for chunk in template.root_render_func(context):
         length += len(chunk)
@@ -254,21 +249,23 @@ def _joined(template: Template, context: Any) -> str:
 
 
 def _line(template: Template, traceback: TracebackType | None) -> str:
-    """The template's line that an error came from: the innermost, a macro's rather than its caller's."""
-    line = 0
+    """The line that an error came from, with the file's name if it is a partial: a macro's rather than its caller's."""
+    place = ""
     while traceback is not None:
-        if traceback.tb_frame.f_globals.get("__jinja_template__") is template:
-            line = template.get_corresponding_lineno(traceback.tb_lineno)
+        found = traceback.tb_frame.f_globals.get("__jinja_template__")
+        if isinstance(found, Template) and found.environment is template.environment:
+            name = f"{found.name} " if found.name else ""
+            place = f"{name}line {found.get_corresponding_lineno(traceback.tb_lineno)}: "
         traceback = traceback.tb_next
-    return f"line {line}: " if line else ""
+    return place
 
 
 def _explained(error: Exception) -> str:
     """What went wrong, in words that hold names and types only: a value may be private."""
     if isinstance(error, UndefinedError):
-        return _shortened(str(error.message))
+        return shortened(str(error.message))
     if isinstance(error, _OWN_ERRORS):
-        return _shortened(str(error))
+        return shortened(str(error))
     for kind, words in _ERRORS.items():
         if isinstance(error, kind):
             return words
@@ -289,6 +286,15 @@ def _compact_json(field: str, text: str) -> str:
     except (ValueError, RecursionError) as error:
         where = re.search(r"at line \d+ column \d+", str(error))
         raise TemplateError(f"{field}: does not render to JSON{' ' + where[0] if where else ''}") from None
+
+
+def _short(text: str, most: int | None) -> str:
+    """The text of an SMS. Spaces that do not break, which CLDR has in numbers, would cost it its 7-bit alphabet."""
+    plain = text.replace("\u00a0", " ").replace("\u202f", " ")
+    # A character takes two units at most, and a part has room for 66 at least: most texts need not be counted.
+    if 2 * len(plain) > 66 * (MAX_SEGMENTS if most is None else most) and (fault := excess(plain, most)):
+        raise MessageTooLarge(f"text: {fault}")
+    return plain
 
 
 def _default_payload(context: Mapping[str, Any]) -> str:

@@ -6,7 +6,10 @@ a budget per rendering: no threads, no timers, the same outcome on every machine
 
 How: the syntax tree is rewritten before it is compiled, so that loop bodies, macros, captured text, slices,
 comparisons and `~` pay; arithmetic and calls are intercepted by the sandbox; filters and tests are wrapped.
-What cannot be bounded usefully (`include`, `block`, `lipsum`, `str.format`, …) is not there.
+What cannot be bounded usefully (`lipsum`, `str.format`, …) is not there.
+
+A template may extend, include and import others by their names, written out: all files of a rendering pay from one
+budget (`SharedBudget`), and go through the same checks and the same rewriting.
 """
 
 import re
@@ -18,12 +21,15 @@ from types import GeneratorType
 from typing import Any, Final
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, nodes
+from jinja2.environment import TemplateModule
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext, Macro, markup_join, str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace, htmlsafe_json_dumps, pass_context
 from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
+
+from channels.filters import FILTERS as LOCALISED
 
 BUDGET: Final = 1_000_000
 """Units of one rendering; about a quarter of a second at worst. A table row of five columns takes some 200."""
@@ -43,6 +49,8 @@ SLOW_TEXT: Final = 64 * 1024
 
 _STEP: Final = 10
 _CALL: Final = 50
+_CONTEXT: Final = 100
+"""Units of another file's context, the looking up of its template included."""
 _SCALARS: Final = float | None | date | time | timedelta | Undefined
 _VIEWS: Final = KeysView | ValuesView | ItemsView
 
@@ -52,7 +60,13 @@ class TooCostly(Exception):
 
 
 class Budget(Context):
-    """The context of one rendering, and what is left of its budget."""
+    """The context of one rendering, and what is left of its budget.
+
+    Attributes:
+        tongue: the locale of the words that are rendered, if it is known.
+    """
+
+    tongue: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -68,6 +82,42 @@ class Budget(Context):
         self.left -= units
         if self.left < 0:
             raise TooCostly("takes too many steps: too much looping, or text and lists that grow too large")
+
+
+class _Purse:
+    """What the files of one rendering have in common."""
+
+    __slots__ = ("depth", "left", "tongue")
+
+    def __init__(self) -> None:
+        self.left, self.depth, self.tongue = BUDGET, 0, None
+
+
+_PURSE: Final = " purse"
+"""Where a context's data, which Jinja2 hands on to the files that it includes, has the purse."""
+
+
+def _of_purse(name: str) -> property:
+    return property(
+        lambda self: getattr(self.purse, name),
+        lambda self, value: setattr(self.purse, name, value),
+    )
+
+
+class SharedBudget(Budget):
+    """The context of one of several files: they pay from one purse. Making a context is paid for as well."""
+
+    left = _of_purse("left")
+    depth = _of_purse("depth")
+    tongue = _of_purse("tongue")
+
+    def __init__(self, environment: Any, parent: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        Context.__init__(self, environment, parent, *args, **kwargs)
+        found = parent.get(_PURSE)  # an event may have data of any name, but none of this type
+        if not isinstance(found, _Purse):
+            found = parent[_PURSE] = _Purse()
+        self.purse = found
+        self.spend(_CONTEXT + len(parent) // CHARS_PER_UNIT)
 
 
 def weigh(value: object) -> int:
@@ -282,7 +332,7 @@ _COSTLY_TESTS: Final = frozenset(
 )
 
 
-def _wrap_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_filter(name: str, function: Callable[..., Any], fee: int = _STEP) -> Callable[..., Any]:
     passed = getattr(function, "jinja_pass_arg", None)
     limit = _LIMITS.get(name)
     lazy = name in _FREE | _SHALLOW
@@ -292,7 +342,7 @@ def _wrap_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def paying(context: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
         if not lazy and isinstance(value, Iterator | _VIEWS):
             value = list(value)
-        context.spend(_STEP + weigher(value))
+        context.spend(fee + weigher(value))
         for argument in (*args, *kwargs.values()):
             context.spend(_weigh_opaque(argument))
         if limit is not None and not isinstance(value, Undefined):
@@ -438,6 +488,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters = {
             name: _wrap_filter(name, function) for name, function in self.filters.items() if name not in _ABSENT
         } | {" tick": _tick, " weighed": _weighed, " concat": _concat}
+        self.filters |= {name: _wrap_filter(name, function, fee) for name, (function, fee) in LOCALISED.items()}
         self.tests = self.tests | {name: _wrap_test(self.tests[name]) for name in _COSTLY_TESTS}
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -448,13 +499,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return getattr(obj, attribute)
         if isinstance(obj, Undefined):
             str(obj)  # raises what is wrong with it
-        if isinstance(obj, Namespace) and not attribute.startswith("_"):
+        if isinstance(obj, Namespace | TemplateModule) and not attribute.startswith("_"):
             return self._of_namespace(obj, attribute)
         if hasattr(type(obj), attribute):
             return self.unsafe_undefined(obj, attribute)
         return self.undefined(obj=obj, name=attribute)
 
-    def _of_namespace(self, obj: Namespace, attribute: str) -> Any:
+    def _of_namespace(self, obj: Namespace | TemplateModule, attribute: str) -> Any:
         try:
             return getattr(obj, attribute)
         except AttributeError:
@@ -560,36 +611,61 @@ _BINOPS: Final[Mapping[str, Callable[[Any, Any], None]]] = {
 # The tree
 # ---------------------------------------------------------------------------------------------------------------
 
-_FORBIDDEN: Final[dict[type[nodes.Node], str]] = {
+MAX_NODES: Final = 10_000
+"""Nodes of a template's syntax tree; compiling takes some 30 µs for each."""
+Reference = nodes.Extends | nodes.Include | nodes.Import | nodes.FromImport
+_WORDS: Final[Mapping[type[nodes.Node], str]] = {
+    nodes.Extends: "extends",
     nodes.Include: "include",
     nodes.Import: "import",
     nodes.FromImport: "from … import",
-    nodes.Extends: "extends",
-    nodes.Block: "block",
 }
-MAX_NODES: Final = 10_000
-"""Nodes of a template's syntax tree; compiling takes some 30 µs for each."""
 
 
 def forbidden(tree: nodes.Template, environment: Sandbox) -> Iterator[tuple[int, str]]:
     """The line and the fault of every construct that is not available."""
     for node in _walk(tree):
-        if type(node) in _FORBIDDEN:
-            yield node.lineno, f"{_FORBIDDEN[type(node)]} is not available: a template stands alone"
+        if isinstance(node, Reference):
+            yield from _wrong_reference(node, tree)
         elif isinstance(node, nodes.Filter) and node.name not in environment.filters:
             yield node.lineno, f"there is no filter {node.name!r}"
         elif isinstance(node, nodes.Test) and node.name not in environment.tests:
             yield node.lineno, f"there is no test {node.name!r}"
 
 
-def metered(tree: nodes.Template) -> nodes.Template:
+def _wrong_reference(node: Reference, tree: nodes.Template) -> Iterator[tuple[int, str]]:
+    """What another file is used for must be known beforehand: which, and that it is there."""
+    word = _WORDS[type(node)]
+    if not (isinstance(node.template, nodes.Const) and isinstance(node.template.value, str)):
+        yield node.lineno, f"{word} takes the name of a file in quotes"
+    if isinstance(node, nodes.Include) and node.ignore_missing:
+        yield node.lineno, "include … ignore missing is not available: the file has to be there"
+    first = next((n for n in tree.body if isinstance(n, nodes.Extends)), None)
+    if isinstance(node, nodes.Extends) and node is not first:
+        yield node.lineno, "extends should stand once, outside of everything else"
+
+
+def references(tree: nodes.Template) -> list[tuple[int, str]]:
+    """The line and the name of every file that a template extends, includes or imports."""
+    found = (node for node in _walk(tree) if isinstance(node, Reference))
+    names = [(node.lineno, node.template.value) for node in found if isinstance(node.template, nodes.Const)]
+    return sorted(names)
+
+
+def metered(tree: nodes.Template, *, part: bool = False) -> nodes.Template:
     """The tree, rewritten so that it pays for what it does.
+
+    Args:
+        tree: of one file.
+        part: it is one that others use, and they may do so often.
 
     Raises:
         TemplateSyntaxError: it is larger than `MAX_NODES`.
     """
     if sum(1 for _ in _walk(tree)) > MAX_NODES:
         raise TemplateSyntaxError(f"has more than {MAX_NODES} parts", 1)
+    if part:
+        tree.body.insert(0, _ticking(tree.body, 1))
     result = _Meter().visit(tree)
     assert isinstance(result, nodes.Template)  # noqa: S101  # the transformer keeps the root
     result.set_environment(tree.environment)  # type: ignore[arg-type]
@@ -633,6 +709,24 @@ class _Meter(NodeTransformer):
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:  # noqa: N802
         node.body.insert(0, _ticking(node.body, node.lineno))
+        return self.generic_visit(node)
+
+    def visit_Block(self, node: nodes.Block) -> nodes.Node:  # noqa: N802
+        node.body.insert(0, _ticking(node.body, node.lineno))
+        return self.generic_visit(node)
+
+    def visit_Include(self, node: nodes.Include) -> nodes.Node:  # noqa: N802
+        return self._with_context(node)
+
+    def visit_Import(self, node: nodes.Import) -> nodes.Node:  # noqa: N802
+        return self._with_context(node)
+
+    def visit_FromImport(self, node: nodes.FromImport) -> nodes.Node:  # noqa: N802
+        return self._with_context(node)
+
+    def _with_context(self, node: nodes.Include | nodes.Import | nodes.FromImport) -> nodes.Node:
+        """Without its user's context a file would be run once for all renderings, with a budget of its own."""
+        node.with_context = True
         return self.generic_visit(node)
 
     def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:  # noqa: N802

@@ -1,15 +1,15 @@
 """E-mail over SMTP."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from channels.fetch import AttachmentFetcher, File
+from channels.dkim_signature import DkimSigner
+from channels.fetch import AttachmentFetcher
 from channels.mail import Address, compose, parse_sender
 from channels.smtp_pool import SmtpPool
 from channels.smtp_settings import SmtpOptions
 from channels.surroundings import NOWHERE, Surroundings
-from domain.failures import PermanentFailure, TransientFailure
+from domain.failures import PermanentFailure
 from domain.message import Accepted, Message
 from domain.vocabulary import Reason
 
@@ -19,11 +19,12 @@ __all__ = ["SmtpOptions", "SmtpProvider"]
 class SmtpProvider:
     """Sends mail through one server."""
 
-    def __init__(self, name: str, options: SmtpOptions, _: Surroundings = NOWHERE) -> None:
+    def __init__(self, name: str, options: SmtpOptions, surroundings: Surroundings = NOWHERE) -> None:
         self.name = name
         self._options = options
         self._sender: Address = parse_sender(options.from_address)
-        self._files = AttachmentFetcher(options.limits, allow_private=options.allow_private)
+        self._files = AttachmentFetcher(options.limits, allow_private=options.allow_private, files=surroundings.files)
+        self._signer = DkimSigner(options.dkim) if options.dkim is not None else None
         self._pool = SmtpPool(options)
 
     def __repr__(self) -> str:
@@ -41,20 +42,14 @@ class SmtpProvider:
             PermanentFailure: the server, or the message itself, rules it out.
             UnknownOutcome: the connection broke, or time ran out, after the message was on its way.
         """
-        files = await self._fetched(message) if message.attachments else []
+        files = await self._files.of(message, self._options.timeout)
         mail = compose(message, self._sender, files)
+        if self._signer is not None:
+            mail = await self._signer.signed(mail, message.created_at)
         if len(mail.body) > self._options.max_message_bytes:
             detail = f"{len(mail.body)} bytes; the limit is {self._options.max_message_bytes}"
             raise PermanentFailure(Reason.MESSAGE_TOO_LARGE, detail)
         return Accepted(await self._pool.send(mail), message.idempotency_key)
-
-    async def _fetched(self, message: Message) -> list[File]:
-        """The attachments; all of them together take no longer than one conversation may."""
-        try:
-            async with asyncio.timeout(self._options.timeout.total_seconds()):
-                return await self._files.fetch(message.attachments)
-        except TimeoutError:
-            raise TransientFailure(Reason.ATTACHMENT_UNAVAILABLE, "the attachments were not read in time") from None
 
     async def check(self) -> str:
         """Connect, encrypt and log in as set; send nothing."""

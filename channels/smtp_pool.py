@@ -13,7 +13,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import aiosmtplib
 
@@ -219,6 +219,9 @@ def _closing_on_error(connection: aiosmtplib.SMTP | Session) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        if isinstance(connection, aiosmtplib.SMTP) and connection.transport is not None:
+            # at once: a graceful end of TLS waits for the server's, for up to 30 s
+            cast("asyncio.Transport", connection.transport).abort()
         connection.close()
         raise
 
@@ -259,45 +262,81 @@ async def _transaction(session: Session, mail: Mail, timeout: float) -> str:  # 
         _Stale, _Refused, TransientFailure, PermanentFailure, UnknownOutcome: by how far it had come.
     """
     hide = _private_words(mail)
-    await _envelope(session, _envelope_commands(session, mail), hide, timeout)
+    copies = await _envelope(session, mail, hide, timeout)
     try:
         (reply,) = await session.ask(_stuffed(mail.body), timeout=timeout + len(mail.body) / SLOWEST)
     except Interrupted as interrupted:
         raise _broken(interrupted, Stage.BODY) from None
     if reply.code != 250:
         raise _answered(reply, Stage.BODY, hide)
-    return scrub(f"{reply.code} {reply.text}", hide)
+    return scrub(f"{reply.code} {reply.text}", hide) + _told(mail, copies)
 
 
-async def _envelope(session: Session, commands: Sequence[bytes], hide: tuple[str, ...], timeout: float) -> None:  # noqa: ASYNC109
-    """MAIL, RCPT and DATA, until the server asks for the message."""
+async def _envelope(session: Session, mail: Mail, hide: tuple[str, ...], timeout: float) -> Sequence[Reply]:  # noqa: ASYNC109
+    """MAIL, RCPT and DATA, until the server asks for the message; returns what it said of each copy.
+
+    Only whom the mail is for decides whether it is sent. With copies DATA waits for the answers, also where the
+    server takes commands together: it would ask for the message if it has taken a copy and refused the recipient.
+    """
+    mail_from, rcpt = _opening(session, mail)
+    copies = [f"RCPT TO:<{copy}>\r\n".encode() for copy in mail.copies]
+    if "pipelining" not in session.extensions:
+        groups = [[mail_from], [rcpt], *([copy] for copy in copies), [b"DATA\r\n"]]
+    elif copies:
+        groups = [[mail_from, rcpt, *copies], [b"DATA\r\n"]]
+    else:
+        groups = [[mail_from, rcpt, b"DATA\r\n"]]
+    stages = [Stage.MAIL, Stage.RCPT, *(None for _ in copies), Stage.DATA]
     replies: list[Reply] = []
-    groups = [commands] if "pipelining" in session.extensions else [[command] for command in commands]
     for group in groups:
-        interrupted: Interrupted | None = None
-        try:
-            replies += await session.ask(*group, timeout=timeout)
-        except Interrupted as error:
-            interrupted = error
-            replies += error.replies
+        interrupted = await _ask(session, group, replies, timeout)
         # a server that refuses and hangs up has refused
-        for (stage, expected), reply in zip(_EXPECTED.items(), replies, strict=False):
-            if reply.code not in expected:
-                # it may have asked for the message in spite of that, and would wait for it
-                waits = len(replies) == len(_EXPECTED) and replies[-1].code in _EXPECTED[Stage.DATA]
-                raise _answered(reply, stage, hide, hopeless=waits)
+        _check(stages, replies, hide)
         if interrupted is not None:
-            raise _broken(interrupted, list(_EXPECTED)[len(replies)]) from None
+            raise _broken(interrupted, stages[len(replies)] or Stage.RCPT) from None
+    return replies[2:-1]
 
 
-def _envelope_commands(session: Session, mail: Mail) -> Sequence[bytes]:
+async def _ask(session: Session, group: Sequence[bytes], replies: list[Reply], timeout: float) -> Interrupted | None:  # noqa: ASYNC109
+    """Add the replies to these commands, also those that came before it was interrupted."""
+    try:
+        replies += await session.ask(*group, timeout=timeout)
+    except Interrupted as interrupted:
+        replies += interrupted.replies
+        return interrupted
+    return None
+
+
+def _check(stages: Sequence[Stage | None], replies: Sequence[Reply], hide: tuple[str, ...]) -> None:
+    """Whether all that matters was accepted so far; no stage: the copies, which do not."""
+    for stage, reply in zip(stages, replies, strict=False):
+        if stage is None and reply.code not in {421, NO_SMTP}:
+            continue
+        if reply.code not in _EXPECTED[stage or Stage.RCPT]:
+            # it may have asked for the message in spite of that, and would wait for it
+            waits = len(replies) == len(stages) and replies[-1].code in _EXPECTED[Stage.DATA]
+            raise _answered(reply, stage or Stage.RCPT, hide, hopeless=waits)
+
+
+def _told(mail: Mail, copies: Sequence[Reply]) -> str:
+    """What is to be said of copies that nobody gets."""
+    refused = [str(reply.code) for reply in copies if reply.code not in _EXPECTED[Stage.RCPT]]
+    if not refused and not mail.left_out:
+        return ""
+    asked = len(copies) + mail.left_out
+    codes = [f"refused with {', '.join(sorted(set(refused)))}"] if refused else []
+    none = [f"{mail.left_out} no e-mail address"] if mail.left_out else []
+    return f" ({len(refused) + mail.left_out} of {asked} copies not sent: {'; '.join([*codes, *none])})"
+
+
+def _opening(session: Session, mail: Mail) -> tuple[bytes, bytes]:
     options = f" SIZE={len(mail.body)}" if "size" in session.extensions else ""
     if mail.needs_utf8:
         if "smtputf8" not in session.extensions:
-            detail = "the address has letters outside ASCII before the @, and the server has no SMTPUTF8"
+            detail = "an address has letters outside ASCII before the @, and the server has no SMTPUTF8"
             raise _Refused(PermanentFailure(Reason.BAD_ADDRESS, detail), Stage.CONNECT)
         options += " SMTPUTF8"
-    return f"MAIL FROM:<{mail.sender}>{options}\r\n".encode(), f"RCPT TO:<{mail.recipient}>\r\n".encode(), b"DATA\r\n"
+    return f"MAIL FROM:<{mail.sender}>{options}\r\n".encode(), f"RCPT TO:<{mail.recipient}>\r\n".encode()
 
 
 def _stuffed(body: bytes) -> bytes:
@@ -332,8 +371,8 @@ _COMMANDS: Final = {Stage.MAIL: "MAIL", Stage.RCPT: "RCPT", Stage.DATA: "DATA", 
 
 def _private_words(mail: Mail) -> tuple[str, ...]:
     """What a server's answer may repeat. A local part of a few letters would be found in any word."""
-    local = mail.recipient.rpartition("@")[0]
-    return (mail.recipient, mail.sender, local) if len(local) >= 4 else (mail.recipient, mail.sender)
+    locals_ = (recipient.rpartition("@")[0] for recipient in mail.recipients)
+    return (*mail.recipients, mail.sender, *(local for local in locals_ if len(local) >= 4))
 
 
 def _secrets(server: Server) -> tuple[str, ...]:

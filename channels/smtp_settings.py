@@ -10,7 +10,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from channels.fetch import Limits
+from channels.dkim_signature import DkimOptions
+from channels.fetch import Limits, MediaRanges
 from channels.mail import parse_sender
 from domain.duration import Duration
 
@@ -91,8 +92,12 @@ class SmtpOptions(BaseModel):
         connections: kept and used at once, at most.
         ca_file: certificate authorities to trust instead of the system's.
         verify: whether the server's certificate is checked.
+        max_attachments, max_attachment_bytes, max_message_bytes: how many attachments a message may have, and the bytes
+            of each of them and of the whole message as it is sent.
+        attachment_types: types of attachments that are sent, such as `image/*`; none: any.
         allow_private: whether attachments may be fetched from private addresses.
         local_hostname: for EHLO, instead of this machine's name.
+        dkim: what mails are signed with; nothing where the server does so itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -107,7 +112,9 @@ class SmtpOptions(BaseModel):
     max_attachments: Annotated[int, Field(ge=0)] = 10
     max_attachment_bytes: Annotated[int, Field(ge=0)] = 10 * MEBIBYTE
     max_message_bytes: Annotated[int, Field(ge=1024)] = 25 * MEBIBYTE
+    attachment_types: MediaRanges = ()
     allow_private: bool = False
+    dkim: DkimOptions | None = None
 
     @model_validator(mode="after")
     def _certificates(self) -> "SmtpOptions":
@@ -127,4 +134,4 @@ class SmtpOptions(BaseModel):
     def limits(self) -> Limits:
         """Of attachments. Base64 makes three bytes four, and a little for line ends."""
         room = self.max_message_bytes * 72 // 100
-        return Limits(self.max_attachments, self.max_attachment_bytes, room, self.timeout)
+        return Limits(self.max_attachments, self.max_attachment_bytes, room, self.timeout, self.attachment_types)

@@ -6,7 +6,6 @@ A receiver recognises a repetition by `webhook-id`, which is the same for every 
 import asyncio
 import base64
 import binascii
-import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,22 +17,23 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, mo
 from standardwebhooks import Webhook
 
 from channels.classify import connection_failure, http_failure
+from channels.endpoints import EndpointHealth
 from channels.guard import address_refused, guarded_session
 from channels.http import tracing
+from channels.mailbox import CONTROL
 from channels.surroundings import NOWHERE, Surroundings
 from domain.duration import Duration
 from domain.failures import DeliveryFailure, PermanentFailure, UnknownOutcome
 from domain.message import Accepted, Message
+from domain.notification import HEADERS, webhook_header
 from domain.vocabulary import Reason
 
 READ: Final = 16 * 1024
 """Bytes of an answer that are read, so that its connection can be kept; a longer answer costs its connection."""
 READ_SECONDS: Final = 1.0
+LONGEST_DISABLE: Final = timedelta(days=30)
+"""Half of the time for which the store remembers an endpoint that nobody calls any more."""
 USER_AGENT: Final = "NotiPy/0.1 (+https://www.standardwebhooks.com)"
-
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_OWN_HEADERS: Final = frozenset({"content-type", "content-length", "transfer-encoding", "host", "connection", "expect"})
 
 
 def _valid_secret(value: SecretStr) -> SecretStr:
@@ -50,10 +50,9 @@ def _valid_secret(value: SecretStr) -> SecretStr:
 
 def _valid_headers(value: dict[str, str]) -> dict[str, str]:
     for name, text in value.items():
-        if not _TOKEN.fullmatch(name) or _CONTROL.search(text):
+        webhook_header(name)
+        if CONTROL.search(text):
             raise ValueError("has a name or a value that cannot be a header")
-        if name.lower() in _OWN_HEADERS or name.lower().startswith("webhook-"):
-            raise ValueError(f"cannot set {name.lower()}: it is NotiPy's own")
     return value
 
 
@@ -69,6 +68,7 @@ class WebhookOptions(BaseModel):
         timeout: from the connection to the answer's first line.
         max_body_bytes: of a request.
         allow_private: whether private and loopback addresses may be called.
+        disable_after: an endpoint that has only failed for so long is given up and suppressed; null: never.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,6 +79,7 @@ class WebhookOptions(BaseModel):
     timeout: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=15)
     max_body_bytes: Annotated[int, Field(ge=1)] = 256 * 1024
     allow_private: bool = False
+    disable_after: Annotated[Duration, Field(gt=timedelta(0), le=LONGEST_DISABLE)] | None = timedelta(days=5)
 
     @model_validator(mode="after")
     def _signed(self) -> "WebhookOptions":
@@ -106,13 +107,14 @@ class WebhookProvider:
         self,
         name: str,
         options: WebhookOptions,
-        _: Surroundings = NOWHERE,
+        surroundings: Surroundings = NOWHERE,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.name = name
         self._options = options
         self._now = now
         self._signers = tuple(Webhook(secret.get_secret_value()) for secret in options.in_force)
+        self._health = _health(options, surroundings, now)
         self._session: aiohttp.ClientSession | None = None
 
     def __repr__(self) -> str:
@@ -134,14 +136,13 @@ class WebhookProvider:
         if len(body.encode()) > self._options.max_body_bytes:
             detail = f"{len(body.encode())} bytes; the limit is {self._options.max_body_bytes}"
             raise PermanentFailure(Reason.MESSAGE_TOO_LARGE, detail)
-        progress = _Progress()
-        try:
-            url = str(message.recipient.get("webhook", ""))
-            return Accepted(await self._post(url, message.idempotency_key, body, progress))
-        except DeliveryFailure:
-            raise
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _failure(error, sent=progress.sent) from None
+        url = str(message.recipient.get("webhook", ""))
+        answer = await self._outcome(url, body, self._headers(message, body))
+        if isinstance(answer, DeliveryFailure):
+            raise await self._judged(url, answer)
+        if self._health is not None:
+            self._health.succeeded(url)
+        return Accepted(answer)
 
     async def check(self) -> str:
         """There is no server to reach: each recipient has its own."""
@@ -149,30 +150,43 @@ class WebhookProvider:
         return f"signs with {keys} secret{'s' if keys > 1 else ''}; each recipient names its own URL"
 
     async def close(self) -> None:
-        """Close the kept connections."""
+        """Close the kept connections, and tell the store of the endpoints that have answered."""
+        if self._health is not None:
+            await self._health.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
 
-    async def _post(self, url: str, number: str, body: str, progress: _Progress) -> str:
-        async with self._open().post(
-            url,
-            data=body.encode(),
-            headers=self._headers(number, body),
-            allow_redirects=False,
-            trace_request_ctx=progress,
-        ) as response:
-            failure = None
-            if not 200 <= response.status < 300:
-                failure = http_failure(response.status, response.headers.get("Retry-After"), self._now())
-            await _drain(response)
-        if failure is not None:
-            raise failure
-        return f"HTTP {response.status}"
+    async def _outcome(self, url: str, body: str, headers: Mapping[str, str]) -> str | DeliveryFailure:
+        """Post; the answer in a line, or what it or the error on the way means."""
+        progress = _Progress()
+        try:
+            async with self._open().post(
+                url, data=body.encode(), headers=headers, allow_redirects=False, trace_request_ctx=progress
+            ) as response:
+                await _drain(response)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return _failure(error, sent=progress.sent)
+        if 200 <= response.status < 300:
+            return f"HTTP {response.status}"
+        return _refusal(http_failure(response.status, response.headers.get("Retry-After"), self._now()))
 
-    def _headers(self, number: str, body: str) -> Mapping[str, str]:
+    async def _judged(self, url: str, failure: DeliveryFailure) -> DeliveryFailure:
+        """The failure; or that the endpoint is given up, if it has only failed for long."""
+        if self._health is None or failure.reason in _NOT_ANSWERS or failure.suppress:
+            return failure
+        return await self._health.failed(url, failure)
+
+    def _headers(self, message: Message, body: str) -> Mapping[str, str]:
+        """Those of the settings, unless the notification has its own of the name, and NotiPy's."""
+        headers = _headers_of(message)
+        taken = {name.lower() for name in headers}
+        general = {name: text for name, text in self._options.headers.items() if name.lower() not in taken}
+        return general | headers | self._signature(message.idempotency_key, body)
+
+    def _signature(self, number: str, body: str) -> dict[str, str]:
         now = self._now()
-        return self._options.headers | {
+        return {
             "Content-Type": "application/json; charset=utf-8",
             "webhook-id": number,
             "webhook-timestamp": str(int(now.timestamp())),
@@ -189,6 +203,36 @@ class WebhookProvider:
                 trace_configs=[tracing()],
             )
         return self._session
+
+
+_NOT_ANSWERS: Final = frozenset({Reason.ADDRESS_REFUSED, Reason.BAD_ADDRESS})
+"""The endpoint was not asked."""
+
+
+def _health(options: WebhookOptions, surroundings: Surroundings, now: Callable[[], datetime]) -> EndpointHealth | None:
+    if surroundings.endpoints is None or options.disable_after is None:
+        return None
+    return EndpointHealth(surroundings.endpoints, options.disable_after, now)
+
+
+def _headers_of(message: Message) -> dict[str, str]:
+    """Those that the notification has for this request.
+
+    Raises:
+        PermanentFailure: one has a line break or a control character.
+    """
+    headers = {name.removeprefix(HEADERS): text for name, text in message.content.items() if name.startswith(HEADERS)}
+    for name, text in headers.items():
+        if CONTROL.search(text):
+            raise PermanentFailure(Reason.MESSAGE_REJECTED, f"the header {name} contains a control character")
+    return headers
+
+
+def _refusal(failure: DeliveryFailure) -> DeliveryFailure:
+    """410 says that there will never be anybody again (RFC 9110 §15.5.11; Standard Webhooks: disable the endpoint)."""
+    if failure.reason is Reason.ENDPOINT_GONE:
+        return PermanentFailure(failure.reason, failure.detail, suppress=True)
+    return failure
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:

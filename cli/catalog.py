@@ -151,8 +151,13 @@ async def _current(settings: "Settings") -> "list[Notification]":
 
 
 def _mentions(notification: "Notification", search: str) -> bool:
+    from domain.locales import LOCALES
+    from domain.notification import templates
+
     definition = notification.definition
-    words = (text for content in definition.channels.values() for text in content.values() if isinstance(text, str))
+    contents = [*definition.channels.values()]
+    contents += [words for content in contents for words in (content.get(LOCALES) or {}).values()]
+    words = [*(text for content in contents for _, text in templates(content)), *definition.partials.values()]
     text = " ".join((definition.name, definition.description, definition.on, *definition.channels, *words)).casefold()
     return all(word in text for word in search.casefold().split())
 
@@ -226,14 +231,23 @@ async def one(settings: "Settings", name: str, version: int | None) -> "Notifica
 
 def _print_definition(notification: "Notification") -> None:
     definition = notification.definition.document()
-    channels = definition.pop("channels")
+    channels, partials = definition.pop("channels"), definition.pop("partials", {})
     head = {name: value if isinstance(value, str) else _yaml(value).rstrip() for name, value in definition.items()}
     print_fields({"name": notification.name, "version": str(notification.version), **head})
     for channel, content in channels.items():
-        say(Text(f"\n{channel}", style="bold"))
-        for name, value in content.items():
-            say(Text(f"  {name}", style="cyan"))
-            say("\n".join(f"    {line}" for line in str(value).splitlines()))
+        locales = content.pop("locales", None) or {}
+        _print_words(channel, content)
+        for locale, words in locales.items():
+            _print_words(f"{channel}, {locale}", words)
+    if partials:
+        _print_words("partials", partials)
+
+
+def _print_words(title: str, words: Mapping[str, object]) -> None:
+    say(Text(f"\n{title}", style="bold"))
+    for name, value in words.items():
+        say(Text(f"  {name}", style="cyan"))
+        say("\n".join(f"    {line}" for line in str(value).splitlines()))
 
 
 def _yaml(value: object) -> str:

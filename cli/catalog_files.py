@@ -1,6 +1,8 @@
 """Reading notification definitions from YAML files: everything is checked before anything is written.
 
-A content field may be `{file: name}`: read from the definition's own folder or one below the PATH that was given.
+A content field may be `{file: name}`: read from the definition's own folder or one below the PATH that was given. What
+templates extend, include and import is read along (`cli/catalog_partials.py`), and a mail's HTML is made ready to be
+sent (`cli/catalog_mail.py`): what is stored stands for itself.
 """
 
 import math
@@ -13,9 +15,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from channels.mjml import MjmlError, html_of
 from channels.rendering import TemplateRenderer
 from channels.schema import check_schema
-from domain.notification import Definition, check_content
+from cli.catalog_mail import Styled, every_content
+from cli.catalog_partials import Partials, Unusable, used
+from domain.locales import LOCALES, SHARED, Shared
+from domain.notification import Definition, check_content, templates
 from domain.text import faults_of
 from domain.vocabulary import Channel
 
@@ -46,10 +52,6 @@ class Catalog:
     places: dict[str, str] = field(default_factory=dict)
     faults: list[Found] = field(default_factory=list)
     warnings: list[Found] = field(default_factory=list)
-
-
-class _Unusable(Exception):
-    """A file or a field that cannot be read; the message says why."""
 
 
 def load_catalog(paths: Sequence[Path]) -> Catalog:
@@ -85,7 +87,7 @@ def _hidden(file: Path, below: Path) -> bool:
 def _load_file(file: Path, root: Path, catalog: Catalog, renderer: TemplateRenderer) -> None:
     try:
         documents = list(_documents(file))
-    except _Unusable as error:
+    except Unusable as error:
         catalog.faults.append(Found(str(file), "", str(error)))
         return
     except yaml.YAMLError as error:
@@ -164,7 +166,7 @@ def _documents(file: Path) -> Iterator[_Document]:
                 _check_values(value)
                 yield _Document(value, node)
     except RecursionError:
-        raise _Unusable("is nested too deeply") from None
+        raise Unusable("is nested too deeply") from None
     finally:
         loader.dispose()
 
@@ -175,11 +177,11 @@ def _check_values(value: Any) -> None:
     while level:
         item = level.pop()
         if isinstance(item, float) and not math.isfinite(item):
-            raise _Unusable("has a number that is infinite or none")
+            raise Unusable("has a number that is infinite or none")
         inner = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
         left -= len(inner)
         if left < 0:
-            raise _Unusable(f"stands for more than {MAX_VALUES} values")
+            raise Unusable(f"stands for more than {MAX_VALUES} values")
         level.extend(inner)
 
 
@@ -192,14 +194,14 @@ def _syntax(file: Path, error: yaml.YAMLError) -> Found:
 def _text(file: Path) -> str:
     try:
         if not file.is_file():
-            raise _Unusable("there is no such file" if not file.exists() else "is not a file")
+            raise Unusable("there is no such file" if not file.exists() else "is not a file")
         if (size := file.stat().st_size) > MAX_FILE:
-            raise _Unusable(f"is too large: {size} bytes; the limit is {MAX_FILE}")
+            raise Unusable(f"is too large: {size} bytes; the limit is {MAX_FILE}")
         return file.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise _Unusable(f"cannot be read: {error.strerror}") from None
+        raise Unusable(f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise _Unusable(f"is not UTF-8: byte {error.start}") from None
+        raise Unusable(f"is not UTF-8: byte {error.start}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -209,21 +211,29 @@ def _text(file: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One document on its way to a definition."""
+    """One document on its way to a definition.
+
+    Attributes:
+        compiled: the places of the HTML that comes from MJML.
+    """
 
     file: Path
     root: Path
     catalog: Catalog
     renderer: TemplateRenderer
     document: _Document
+    compiled: set[str] = field(default_factory=set)
 
     def read(self) -> None:
-        """Files → shape → templates and schema → name; what follows from a fault is not told, all else at once."""
+        """Files → shape → templates and schema → styles → name.
+
+        What follows from a fault is not told, all else at once.
+        """
         before = len(self.catalog.faults)
         if not isinstance(self.document.value, dict):
             self._fault("", "should be a mapping with name, on and channels")
             return
-        raw = self._with_files(self.document.value)
+        raw = self._with_partials(self._with_files(self.document.value))
         definition = self._shaped(raw)
         for name, fault in _faults_inside(self.renderer, raw):
             self._fault(name, fault)
@@ -231,7 +241,7 @@ class _Reading:
             return
         self._doubt(definition)
         if len(self.catalog.faults) == before:
-            self._keep(definition)
+            self._keep(self._styled(definition, raw))
 
     def _with_files(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         channels = raw.get("channels")
@@ -241,17 +251,45 @@ class _Reading:
         return {**raw, "channels": read}
 
     def _content(self, channel: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: self._value(f"channels.{channel}.{name}", value) for name, value in content.items()}
+        place, locales = f"channels.{channel}", content.get(LOCALES)
+        read = self._words(place, {name: value for name, value in content.items() if name != LOCALES})
+        if LOCALES not in content:
+            return read
+        if not isinstance(locales, dict):
+            return {**read, LOCALES: locales}
+        own = {
+            tag: self._words(f"{place}.{LOCALES}.{tag}", words) if isinstance(words, dict) else words
+            for tag, words in locales.items()
+        }
+        return {**read, LOCALES: own}
+
+    def _words(self, place: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        read = {name: self._value(f"{place}.{name}", value) for name, value in content.items()}
+        is_mail = place.split(".")[1] == Channel.EMAIL
+        return self._from_mjml(place, read) if is_mail and isinstance(read.get("mjml"), str) else read
+
+    def _from_mjml(self, place: str, words: dict[str, Any]) -> dict[str, Any]:
+        """The words with `html` in the place of `mjml`."""
+        source = words.pop("mjml")
+        if words.get("html") is not None:
+            self._fault(f"{place}.mjml", "stands beside html: give one of the two")
+            return words
+        self.compiled.add(f"{place}.html")
+        try:
+            return {**words, "html": html_of(source) if source else ""}  # empty: it could not be read
+        except MjmlError as error:
+            self._fault(f"{place}.mjml", str(error))
+            return {**words, "html": ""}
 
     def _value(self, place: str, value: Any) -> Any:
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or place.endswith(".headers"):
             return value
         if value.keys() != {"file"} or not isinstance(value["file"], str):
             self._fault(place, "should be a text, or {file: name}")
             return ""
         try:
             return self._included(value["file"])
-        except _Unusable as error:
+        except Unusable as error:
             self._fault(place, f"file {value['file']}: {error}")
             return ""
 
@@ -260,10 +298,40 @@ class _Reading:
         try:
             path = (self.file.resolve().parent / name).resolve()
         except (OSError, ValueError, RuntimeError):
-            raise _Unusable("is not a file's name") from None
+            raise Unusable("is not a file's name") from None
         if Path(name).is_absolute() or not path.is_relative_to(self.root.resolve()):
-            raise _Unusable(f"lies outside {self.root}: only files of the catalog folder are read")
+            raise Unusable(f"lies outside {self.root}: only files of the catalog folder are read")
         return _text(path)
+
+    def _with_partials(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """The definition with the files that its templates use; those that stand in it already stay."""
+        given = raw.get("partials", {})
+        if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
+            return raw
+        partials = Partials(self.file.resolve().parent, self.root, self.renderer, _text, dict(given))
+        for name, text in given.items():
+            self._tell(f"partials.{name}", partials.collect(text))
+        for place, words in every_content(raw):
+            for field_, source in templates(words):
+                self._tell(f"{place}.{field_}", partials.collect(source))
+        return {**raw, "partials": used(partials.sources)} if partials.sources else raw
+
+    def _tell(self, path: str, faults: Iterable[str]) -> None:
+        for fault in faults:
+            self._fault(path, fault)
+
+    def _styled(self, definition: Definition, raw: Mapping[str, Any]) -> Definition:
+        """The definition with styles inlined; as it is, where that makes a template too large."""
+        styled = Styled.of(raw, frozenset(self.compiled))
+        for place, why in styled.left:
+            self._warn(place, why)
+        result = Definition.model_validate(styled.raw)
+        if result == definition:
+            return definition
+        if faults := [f for c, content in result.contents.items() for f in self.renderer.check(c, content)]:
+            self._warn("channels", f"styles are not inlined, for with them {faults[0]}")
+            return definition
+        return result
 
     def _shaped(self, raw: Mapping[str, Any]) -> Definition | None:
         try:
@@ -275,7 +343,7 @@ class _Reading:
             return None
 
     def _doubt(self, definition: Definition) -> None:
-        for channel, content in definition.channels.items():
+        for channel, content in definition.contents.items():
             for name in self.renderer.missing(channel, content, dict.fromkeys(_guaranteed(definition))):
                 self._warn(f"channels.{channel}", f"uses {name}, which is not required: {_CONSEQUENCE}")
 
@@ -311,11 +379,12 @@ def _faults_inside(renderer: TemplateRenderer, raw: Mapping[str, Any]) -> Iterat
 
     The templates of a channel are looked at only if it has the fields that it should have.
     """
-    channels = raw.get("channels")
+    channels, partials = raw.get("channels"), raw.get("partials")
+    shared = Shared(tuple(partials.items())) if isinstance(partials, dict) else Shared()
     for name, content in channels.items() if isinstance(channels, dict) else ():
         if name in set(Channel) and isinstance(content, dict):
             channel = Channel(name)
-            for fault in check_content(channel, content) or renderer.check(channel, content):
+            for fault in check_content(channel, content) or renderer.check(channel, {**content, SHARED: shared}):
                 yield f"channels.{fault.field}", fault.fault
     if isinstance(raw.get("schema"), dict):
         for fault in check_schema(raw["schema"]):

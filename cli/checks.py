@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from cli.failures import CommandFailed
 from cli.session import broker, storage
 from cli.topology import look, told, topology_of
-from config.settings import Settings, SettingsError
-from consumers.app import providers_of
+from config.settings import Settings, SettingsError, strange_variables
+from consumers.app import provider_of
 from consumers.topology import EVENTS
 from domain.failures import DeliveryFailure
 from domain.vocabulary import Channel
@@ -39,12 +39,23 @@ class Finding:
 
 async def check_all(settings: Settings) -> Sequence[Finding]:
     """Every check, at once; their findings in a fixed order."""
-    channels = [_provider(settings, channel) for channel in settings.channels]
-    found = await asyncio.gather(_broker(settings), _database(settings), *channels)
+    named = [
+        (channel, place) for channel, chosen in settings.channels.items() for place in range(len(chosen.providers))
+    ]
+    providers = [_provider(settings, channel, place) for channel, place in named]
+    found = await asyncio.gather(_broker(settings), _database(settings), *providers)
     nothing = Finding(
         "providers", "warning", "no channel has a provider: nothing can be sent", "Set channels.<channel>.providers."
     )
-    return [finding for findings in found for finding in findings] + ([] if channels else [nothing])
+    told = [*_environment(), *(finding for findings in found for finding in findings)]
+    return told if providers else [*told, nothing]
+
+
+def _environment() -> Sequence[Finding]:
+    if not (strange := strange_variables()):
+        return []
+    detail = f"{', '.join(strange)}: no setting has this name, so it has no effect"
+    return [Finding("environment", "warning", detail, "The README lists the settings; `__` stands between levels.")]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -149,22 +160,19 @@ async def _catalog(settings: Settings, stores: "Stores") -> Finding:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-async def _provider(settings: Settings, channel: Channel) -> Sequence[Finding]:
-    chosen = settings.channels[channel].providers[0]
+async def _provider(settings: Settings, channel: Channel, place: int) -> Sequence[Finding]:
+    chosen = settings.channels[channel].providers[place]
     name = f"provider {channel}/{chosen.name}"
     try:
-        [provider] = providers_of(
-            settings.model_copy(update={"channels": {channel: settings.channels[channel]}})
-        ).values()
+        provider = provider_of(settings, channel, place)
     except SettingsError as error:
         return [Finding(name, "failed", str(error), "Correct the settings.")]
     try:
         async with asyncio.timeout(PATIENCE):
             return [Finding(name, "ok", f"{chosen.kind}: {await provider.check()}")]
     except DeliveryFailure as failure:
-        return [
-            Finding(name, "failed", str(failure), f"See that it runs and that channels.{channel}.providers.0 names it.")
-        ]
+        advice = f"See that it runs and that channels.{channel}.providers.{place} names it."
+        return [Finding(name, "failed", str(failure), advice)]
     except TimeoutError:
         return [Finding(name, "failed", f"no answer within {PATIENCE:g} s", "See that it can be reached from here.")]
     finally:

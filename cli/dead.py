@@ -57,7 +57,7 @@ def list_(
     body: Annotated[bool, typer.Option("--body", help="With --json: also the events' bodies.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List deliveries that failed, and messages that were no events.
+    """List deliveries that failed, and messages that were no events. Receipts only where --channel asks for them.
 
     [bold]Examples[/]
 
@@ -68,12 +68,14 @@ def list_(
     chosen = _chosen(channel, reason, source, type_, since, until, state, limit)
     settings = load(ctx)
     above = False
-    if channel is not Parked.EVENTS:
+    if not chosen.messages:
         deliveries, total = execute(_deliveries(settings, chosen))
         above = bool(deliveries)
         _print_deliveries(deliveries, total, as_json)
     if channel in {None, Parked.EVENTS} and state is DeadState.FAILED:
         _print_events(*execute(_events(settings, chosen)), as_json, body, below=above)
+    if channel is Parked.RECEIPTS:
+        _print_events(*execute(_events(settings, chosen)), as_json, body, below=False, what="receipt")
 
 
 @app.command("replay")
@@ -90,10 +92,10 @@ def replay(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Send failed deliveries again, with all their attempts anew; or publish dead events again.
+    """Send failed deliveries again, with all their attempts anew; or publish dead events or receipts again.
 
     Each is replayed once, even by two operators at the same time. Without --channel: the deliveries of every channel,
-    and no events.
+    and no events or receipts.
 
     [bold]Examples[/]
 
@@ -120,10 +122,10 @@ def drop(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Give failed deliveries up: they end cancelled, and stay in the database. Dead events are deleted.
+    """Give failed deliveries up: they end cancelled, and stay in the database. Dead events and receipts are deleted.
 
-    Without --channel: the deliveries of every channel, and no events. On a terminal it asks before; elsewhere it
-    drops only with --yes.
+    Without --channel: the deliveries of every channel, and no events or receipts. On a terminal it asks before;
+    elsewhere it drops only with --yes.
 
     [bold]Examples[/]
 
@@ -151,11 +153,12 @@ def _chosen(
     from domain.ports import DeadFilter
     from domain.vocabulary import Channel, State
 
-    events = channel is Parked.EVENTS
-    if events and state is not DeadState.FAILED:
-        raise typer.BadParameter("goes with deliveries, not with --channel events", param_hint="--state")
-    own = Channel(channel) if channel and not events else None
-    return Chosen(events, DeadFilter(State(state), own, reason, source, type_, since, until), limit)
+    messages = channel in {Parked.EVENTS, Parked.RECEIPTS}
+    if messages and state is not DeadState.FAILED:
+        raise typer.BadParameter(f"goes with deliveries, not with --channel {channel}", param_hint="--state")
+    own = Channel(channel) if channel and not messages else None
+    chosen = DeadFilter(State(state), own, reason, source, type_, since, until)
+    return Chosen(channel is Parked.EVENTS, chosen, limit, channel is Parked.RECEIPTS)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -210,16 +213,18 @@ def _print_table(deliveries: "Sequence[Delivery]") -> None:
     print_table(columns, rows)
 
 
-def _print_events(events: "Sequence[DeadEvent]", total: int, as_json: bool, body: bool, *, below: bool) -> None:
+def _print_events(
+    events: "Sequence[DeadEvent]", total: int, as_json: bool, body: bool, *, below: bool, what: str = "event"
+) -> None:
     from cli.parked import event_record, faults_told
 
     if as_json:
         for event in events:
-            json_line(event_record(event, body=body))
+            json_line(event_record(event, body=body, channel=f"{what}s"))
     elif events:
         if below:
             say(Text("\nMessages that were no events", style="bold"))
-        columns = (Column("dead event"), Column("key"), Column("reason"), Column("parked", rank=1))
+        columns = (Column(f"dead {what}"), Column("key"), Column("reason"), Column("parked", rank=1))
         print_table(
             (*columns, Column("faults", rank=2)),
             [
@@ -228,8 +233,8 @@ def _print_events(events: "Sequence[DeadEvent]", total: int, as_json: bool, body
             ],
         )
     elif not total:
-        hint("No dead events.")
-    _print_total(len(events), total, "dead event")
+        hint(f"No dead {what}s.")
+    _print_total(len(events), total, f"dead {what}")
 
 
 def _print_total(shown: int, total: int, one: str, many: str = "") -> None:
@@ -250,13 +255,19 @@ def _confirm(settings: "Settings", chosen: "Chosen") -> None:
         Exit: the answer was no, 1; or Ctrl-C, 130.
     """
     number = execute(_count(settings, chosen))
-    what = counted(number, "dead event") if chosen.events else counted(number, "delivery", "deliveries")
-    consequence = "They are deleted." if chosen.events else "They are not sent any more."
+    what = _counted(number, chosen)
+    consequence = "They are deleted." if chosen.messages else "They are not sent any more."
     if number and not sys.stdin.isatty():
         raise BadInput(f"{what} would be dropped, and nobody can be asked.", "Give --yes; --dry-run shows them.")
     if number and (code := _refusal(f"Drop {what}? {consequence}")):
         hint("Aborted.")
         raise typer.Exit(code)
+
+
+def _counted(number: int, chosen: "Chosen") -> str:
+    if not chosen.messages:
+        return counted(number, "delivery", "deliveries")
+    return counted(number, "dead receipt" if chosen.receipts else "dead event")
 
 
 def _refusal(question: str) -> int:
@@ -278,7 +289,7 @@ async def _count(settings: "Settings", chosen: "Chosen") -> int:
 def _treat(settings: "Settings", chosen: "Chosen", action: str, dry_run: bool, as_json: bool) -> None:
     done = execute(_carry_out(settings, chosen, action, dry_run, as_json))
     if not as_json:
-        _print_done(done, action, dry_run, chosen.events)
+        _print_done(done, action, dry_run, _counted(done.treated, chosen))
     if done.failed:
         raise typer.Exit(1)
 
@@ -290,8 +301,7 @@ async def _carry_out(settings: "Settings", chosen: "Chosen", action: str, dry_ru
         return await treat(opened, chosen, action, Report(as_json, SHOWN if dry_run else 0, dry_run), dry_run=dry_run)
 
 
-def _print_done(done: "Done", action: str, dry_run: bool, events: bool) -> None:
-    what = counted(done.treated, "dead event") if events else counted(done.treated, "delivery", "deliveries")
+def _print_done(done: "Done", action: str, dry_run: bool, what: str) -> None:
     say(f"{what} {'would be ' if dry_run else ''}{action}.")
     for why, number in done.skipped.most_common():
         say(f"{counted(number, 'other')} left alone: {why}.")

@@ -23,6 +23,13 @@ _NO_OUTCOME = frozenset(
         Reason.EXPIRED,
         Reason.CANCELLED,
         Reason.DROPPED,
+        Reason.SUPPRESSED_ADDRESS,
+        Reason.DELIVERED,
+        Reason.HARD_BOUNCE,
+        Reason.SOFT_BOUNCE,
+        Reason.NOT_DELIVERED,
+        Reason.COMPLAINED,
+        Reason.UNSUBSCRIBED,
     }
 )
 """Reasons of changes that are not what came of an attempt."""
@@ -108,7 +115,12 @@ def record_of(delivery: Delivery) -> dict[str, Any]:
 def whole_record_of(delivery: Delivery) -> dict[str, Any]:
     """The delivery with every change that it went through."""
     history = [change.document() for change in delivery.history]
-    return {**record_of(delivery), "expires_at": delivery.expires_at, "history": history}
+    return {
+        **record_of(delivery),
+        "expires_at": delivery.expires_at,
+        "reference": delivery.reference,
+        "history": history,
+    }
 
 
 def row_of(delivery: Delivery) -> Sequence[Cell]:
@@ -157,6 +169,7 @@ def _fields(delivery: Delivery) -> Mapping[str, Cell | None]:
         "Channel": f"{delivery.channel}, lane {delivery.lane}",
         "Recipient": ", ".join(f"{name} {value}" for name, value in delivery.recipient.items()),
         "Provider": delivery.provider,
+        "Reference": delivery.reference,
         "Attempts": _counts(delivery),
         "Created": time_text(delivery.created_at),
         "Due": time_text(delivery.due_at),
@@ -197,6 +210,7 @@ def _moment(change: Change) -> "list[Text | Padding]":
     attempt = f"attempt {change.attempt}" if change.attempt else ""
     by = f" by {change.provider}" if change.provider else ""
     mark = ", possible duplicate" if change.possible_duplicate else ""
+    mark += ", address suppressed" if change.address_suppressed else ""
     time = change.at.strftime("%Y-%m-%dT%H:%M:%S.%f")[:23] + "Z"
     line = Text.assemble((time, "dim"), f"  {attempt:<10} ", state, f" {change.reason}{by}{mark}")
     detail = Padding(Text(plain(change.detail or ""), style="dim"), (0, 0, 0, INDENT), expand=False)

@@ -30,7 +30,7 @@ def doctor(ctx: typer.Context, as_json: JsonOption = False) -> None:
     """
     from cli.checks import check_all
 
-    settings = load(ctx)
+    settings = load(ctx, sending=True)
     masked = settings.masked()
     if as_json:
         json_line({"check": "settings", "result": "ok", "file": _file(settings), "settings": masked})

@@ -8,7 +8,21 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cli import audit, catalog, dead, deliveries, doctor, events, render, run, send, topology
+from cli import (
+    audit,
+    catalog,
+    classify,
+    dead,
+    deliveries,
+    doctor,
+    events,
+    inbox,
+    render,
+    run,
+    send,
+    suppressions,
+    topology,
+)
 from cli.failures import CommandGroup
 from cli.options import Globals
 
@@ -30,9 +44,12 @@ app.command("send", cls=send.WaitingCommand, rich_help_panel=LOOK)(send.send)
 app.add_typer(events.app, name="events", rich_help_panel=LOOK)
 app.add_typer(deliveries.app, name="deliveries", rich_help_panel=LOOK)
 app.add_typer(dead.app, name="dead", rich_help_panel=LOOK)
+app.add_typer(inbox.app, name="inbox", rich_help_panel=LOOK)
+app.add_typer(suppressions.app, name="suppressions", rich_help_panel=LOOK)
 app.command("topology", rich_help_panel=CHECK)(topology.topology)
 app.command("audit", rich_help_panel=CHECK)(audit.audit)
 app.command("doctor", rich_help_panel=CHECK)(doctor.doctor)
+app.command("classify", rich_help_panel=CHECK)(classify.classify)
 
 
 @app.command("demo", rich_help_panel=OPERATE)

@@ -13,7 +13,7 @@ from domain.vocabulary import Channel, Reason, State
 
 
 class Parked(StrEnum):
-    """Whose dead letters are meant: a channel's deliveries, or messages that were no events."""
+    """Whose dead letters are meant: a channel's deliveries, messages that were no events, or receipts of nothing."""
 
     EMAIL = "email"
     SMS = "sms"
@@ -22,6 +22,7 @@ class Parked(StrEnum):
     WEBHOOK = "webhook"
     INBOX = "inbox"
     EVENTS = "events"
+    RECEIPTS = "receipts"
 
 
 class DeadState(StrEnum):
@@ -42,7 +43,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object
 ChannelOption = Annotated[Channel | None, typer.Option("--channel", help="Only this channel.")]
 StateOption = Annotated[State | None, typer.Option("--state", help="Only those in this state.")]
 ParkedOption = Annotated[
-    Parked | None, typer.Option("--channel", help="Only this channel's, or [bold]events[/] that could not be used.")
+    Parked | None,
+    typer.Option("--channel", help="Only this channel's; or [bold]events[/], [bold]receipts[/] that were of no use."),
 ]
 DeadStateOption = Annotated[
     DeadState, typer.Option("--state", help="[bold]unknown[/]: those of which nobody knows whether they were sent.")

@@ -20,7 +20,7 @@ from cli.output import json_line, say, stderr
 from consumers import codec
 from consumers.app import Core, utc_now
 from consumers.dead_letters import CLEARING, TURN, DeadEvent, Decide, dead_event, walk
-from consumers.topology import DEAD_EVENTS, dead_queue
+from consumers.topology import DEAD_EVENTS, DEAD_RECEIPTS, dead_queue
 from domain.delivery import Delivery
 from domain.operate import Refused
 from domain.ports import DeadFilter
@@ -33,11 +33,22 @@ CONCURRENCY = 50
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Which dead letters are meant: events, or the deliveries of a filter; at most `limit`."""
+    """Which dead letters are meant: events, receipts, or the deliveries of a filter; at most `limit`."""
 
     events: bool
     filter: DeadFilter
     limit: int | None
+    receipts: bool = False
+
+    @property
+    def messages(self) -> bool:
+        """Whether it means what stands in a dead-letter queue alone."""
+        return self.events or self.receipts
+
+    @property
+    def queue(self) -> str:
+        """Where that stands."""
+        return DEAD_RECEIPTS if self.receipts else DEAD_EVENTS
 
 
 @dataclass(slots=True)
@@ -74,7 +85,7 @@ class Report:
 
 async def count(core: Core, chosen: Chosen) -> int:
     """How many there are, up to the limit."""
-    if chosen.events:
+    if chosen.messages:
         return (await list_events(core, replace(chosen, limit=0)))[1]
     found = await core.deliveries.count_dead(chosen.filter)
     return min(found, chosen.limit or found)
@@ -82,7 +93,7 @@ async def count(core: Core, chosen: Chosen) -> int:
 
 async def treat(core: Core, chosen: Chosen, action: str, report: Report, *, dry_run: bool) -> Done:
     """Replay (`action` is `replayed`) or drop (`dropped`) what was chosen."""
-    if chosen.events:
+    if chosen.messages:
         return await _treat_events(core, chosen, action, report, dry_run)
     done = Done()
     if dry_run:
@@ -201,7 +212,7 @@ async def list_events(core: Core, chosen: Chosen) -> tuple[list[DeadEvent], int]
         found.extend(matching if chosen.limit is None else matching[: max(0, chosen.limit - len(found))])
         return [False] * len(batch)
 
-    await walk(core.connection, DEAD_EVENTS, look)
+    await walk(core.connection, chosen.queue, look)
     return found, total
 
 
@@ -211,7 +222,7 @@ async def _treat_events(core: Core, chosen: Chosen, action: str, report: Report,
     async def one(event: DeadEvent) -> bool:
         if not meant(event, chosen.filter) or (chosen.limit is not None and done.treated >= chosen.limit):
             return False
-        key = key_of(event)
+        key = _own_key(event) if chosen.receipts else key_of(event)
         if action == "replayed" and isinstance(key, Refused):
             done.skipped[key.why] += 1
             report.skipped(message_id=event.message_id, why=key.why)
@@ -220,15 +231,18 @@ async def _treat_events(core: Core, chosen: Chosen, action: str, report: Report,
         about = f"{event.message_id or '-'}  {event.routing_key or '-'}  {event.reason}"
         report.treated(about, message_id=event.message_id, action=action, routing_key=event.routing_key)
         if isinstance(key, str) and action == "replayed" and not dry_run:
-            await core.publisher.event(key, event.body, event.message_id)
+            if chosen.receipts:
+                await core.publisher.receipt(key, event.body, event.content_type)
+            else:
+                await core.publisher.event(key, event.body, event.message_id)
         return not dry_run
 
     async def decide(batch: Sequence[AbstractIncomingMessage]) -> Sequence[bool]:
         return await asyncio.gather(*(one(dead_event(message)) for message in batch))
 
-    waiting = (await core.publisher.counts(DEAD_EVENTS) or (0, 0))[0]
-    with progress("looking through dead events", waiting) as advance:
-        done.removed = await walk(core.connection, DEAD_EVENTS, decide, advance)
+    waiting = (await core.publisher.counts(chosen.queue) or (0, 0))[0]
+    with progress(f"looking through {chosen.queue}", waiting) as advance:
+        done.removed = await walk(core.connection, chosen.queue, decide, advance)
     return done
 
 
@@ -243,6 +257,11 @@ def meant(event: DeadEvent, chosen: DeadFilter) -> bool:
         and (chosen.since is None or (at is not None and at >= chosen.since))
         and (chosen.until is None or (at is not None and at <= chosen.until))
     )
+
+
+def _own_key(receipt: DeadEvent) -> str | Refused:
+    """The key under which a receipt is published again; nothing is read from it."""
+    return receipt.routing_key or "replayed"
 
 
 def key_of(event: DeadEvent) -> str | Refused:
@@ -268,10 +287,10 @@ def faults_told(event: DeadEvent) -> str:
     )
 
 
-def event_record(event: DeadEvent, *, body: bool) -> dict[str, Any]:
-    """The event as `--json` prints it; `detail` is a list of faults."""
+def event_record(event: DeadEvent, *, body: bool, channel: str = "events") -> dict[str, Any]:
+    """The event, or the receipt, as `--json` prints it; `detail` is a list of faults."""
     return {
-        "channel": "events",
+        "channel": channel,
         "message_id": event.message_id,
         "routing_key": event.routing_key,
         "reason": event.reason,
@@ -295,7 +314,7 @@ def _faults(event: DeadEvent) -> list[dict[str, str]] | str:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error while the block lasts, where that is a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -40,6 +40,9 @@ def render(
     recipient: Annotated[
         str | None, typer.Option("--recipient", metavar="JSON|@FILE", help="The recipient; an example by default.")
     ] = None,
+    locale: Annotated[
+        str | None, typer.Option("--locale", metavar="TAG", help="In the words for this locale, such as de or pt-BR.")
+    ] = None,
     version: Annotated[
         int | None, typer.Option("--version", min=1, help="This version, by default the one in force.")
     ] = None,
@@ -56,16 +59,22 @@ def render(
 
       $ notipy render order-shipped --channel email --data '{"order_id": 1042, "carrier": "DHL"}'
       $ notipy render order-shipped --channel sms --data @order.json --recipient '{"name": "Ana"}'
+      $ notipy render order-shipped --channel email --data @order.json --locale de
       $ notipy render order-shipped --channel email --data - --catalog examples/catalog < order.json
     """
     values = read_document(data, "--data")
     whom = read_document(recipient, "--recipient") if recipient else dict(EXAMPLE_RECIPIENT)
+    if locale is not None:
+        whom = {**whom, "locale": locale}
     definition = _chosen(catalog, name) if catalog else execute(_stored(load(ctx), name, version))
     fields = rendered(definition, channel, values, whom)
+    parts = _segments(fields["text"]) if channel is Channel.SMS else {}
     if as_json:
-        json_line({"name": name, "channel": str(channel), **fields})
+        json_line({"name": name, "channel": str(channel), **fields, **parts})
     else:
         _print(fields)
+        _print_segments(parts)
+        hint("Nothing was sent.")
 
 
 def _chosen(catalog: Path, name: str) -> "Definition":
@@ -94,7 +103,7 @@ def rendered(
     if channel not in definition.channels:
         raise CommandFailed(f"{definition.name} has no {channel}.", f"It has: {', '.join(definition.channels)}.")
     whom = _recipient(recipient)
-    renderer, content = TemplateRenderer(), definition.channels[channel]
+    renderer, content = TemplateRenderer(), definition.contents[channel]
     if faults := _data_faults(definition, data, renderer.missing(channel, content, data)):
         raise CommandFailed("The data cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
     try:
@@ -140,7 +149,30 @@ def _print(fields: Mapping[str, str]) -> None:
     for name, value in fields.items():
         say(Text(name, style="bold cyan"))
         say(_indented(value) + "\n")
-    hint("Nothing was sent.")
+
+
+def _segments(text: str) -> Mapping[str, Any]:
+    """What an SMS costs: its parts, its encoding, and the characters for which it is not the cheaper one."""
+    from channels.segments import segments
+
+    counted = segments(text)
+    return {
+        "encoding": str(counted.encoding),
+        "segments": counted.count,
+        "units": counted.units,
+        "forcing": list(counted.forcing),
+    }
+
+
+def _print_segments(parts: Mapping[str, Any]) -> None:
+    if not parts:
+        return
+    say(Text("segments", style="bold cyan"))
+    say(f"{parts['segments']} ({parts['encoding']})")
+    if parts["forcing"]:
+        named = " ".join(f"{character} U+{ord(character):04X}" for character in parts["forcing"])
+        say(f"UCS-2 for: {named}; without, GSM-7 has 160 characters in a segment instead of 70")
+    say()
 
 
 def _indented(value: str) -> str:

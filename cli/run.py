@@ -50,7 +50,7 @@ def run(
     if embedded:
         _run_embedded(ctx, alone=chosen is None and workers == 1)
         return
-    settings = load(ctx)
+    settings = load(ctx, sending=True)
     _configure_logging(settings, worker)
     if workers > 1:
         from consumers.supervisor import supervise

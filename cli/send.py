@@ -179,7 +179,9 @@ async def _await(opened: "Core", key: str, known: bool, seconds: float) -> _Publ
     from domain.vocabulary import EventState, State
     from storage.deliveries import DeliveryFilter
 
-    stores = Stores(opened.database, opened.events, opened.deliveries, opened.catalog)
+    stores = Stores(
+        opened.database, opened.events, opened.deliveries, opened.catalog, opened.inbox, opened.suppressions
+    )
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         event = await stores.events.get(key)

@@ -31,8 +31,8 @@ def execute(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def load(ctx: typer.Context) -> "Settings":
-    """The settings that the command line and the environment name.
+def load(ctx: typer.Context, *, sending: bool = False) -> "Settings":
+    """The settings that the command line and the environment name; `sending`: with all that providers need.
 
     Raises:
         BadInput: they cannot be used; it says which setting and what it should be.
@@ -45,7 +45,7 @@ def load(ctx: typer.Context) -> "Settings":
     for client in ("aio_pika", "aiormq"):  # what it would log of a failed connection, the command tells
         logging.getLogger(client).setLevel(logging.CRITICAL)
     try:
-        return load_settings(chosen.config if isinstance(chosen, Globals) else None)
+        return load_settings(chosen.config if isinstance(chosen, Globals) else None, sending=sending)
     except SettingsError as error:
         raise BadInput(str(error)) from None
 

@@ -138,7 +138,8 @@ async def _queue(connection: "AbstractConnection", wanted: "Queue", declare: boo
                 wanted.name, durable=True, passive=passive, arguments=wanted.all_arguments
             )
             if declare:
-                await found.bind(wanted.exchange, wanted.key)
+                for exchange, key in wanted.bindings:
+                    await found.bind(exchange, key)
             return found.declaration_result.message_count or 0, found.declaration_result.consumer_count or 0
 
     seen = partial(Seen, "queue", wanted.name, bound_to=wanted.exchange, key=wanted.key)

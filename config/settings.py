@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from domain.duration import Duration, format_duration
+from domain.rate import RateSetting
 from domain.retry import DEFAULT_SCHEDULE, DEFAULT_TIERS, RetryPolicy
 from domain.text import faults_of
 from domain.vocabulary import Channel, Lane, Semantics
@@ -34,7 +35,12 @@ is carried out if its attempt can be claimed, so the claims of whatever became f
 RETENTION_LEASES = 10
 """A claim is kept for so many leases at least: until long after whoever holds it has stopped sending."""
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_SECRET_NAME = re.compile(r"secret|password|token|api_?key|private_?key|credential|authorization|cookie", re.IGNORECASE)
+_OF_PROVIDER = re.compile(r"channels\.\w+\.providers\.")
+_INJECTED = re.compile(r"NOTIPY(?:_\w+)?_(?:SERVICE_(?:HOST|PORT)|PORT)(?:_.*)?$")
+"""What Kubernetes and Docker links set for a service whose name begins with `notipy`."""
+_SECRET_NAME = re.compile(
+    r"secret|password|token|webhook_url|api_?key|private_?key|credential|authorization|cookie|^urls$", re.IGNORECASE
+)
 _QUERY_SECRET = re.compile(r"(?<=[?&;])([^=&;]*(?:password|secret|token|properties)[^=&;]*)=([^&;]*)", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):([^/@\s]*)(?=@)")
 MASK = "***"
@@ -49,12 +55,19 @@ class _Section(BaseModel):
 
 
 class ProviderSettings(BaseModel):
-    """One provider of a channel; what its kind needs beyond `name` and `kind` is validated by the kind itself."""
+    """One provider of a channel; what its kind needs beyond these is validated by the kind itself.
+
+    Attributes:
+        weight: how often it is drawn beside the channel's others, each of which has one then; without, order counts.
+        rate: how fast it is used by all processes together.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,49}$")]
     kind: str
+    weight: Annotated[int, Field(ge=1)] | None = None
+    rate: RateSetting | None = None
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -73,12 +86,24 @@ class ChannelSettings(_Section):
     Attributes:
         retry: the wait after each failed attempt; attempts = 1 + its length.
         concurrency: attempts in flight for each lane of this channel in one process.
+        providers: in order of preference, unless they have weights.
     """
 
     semantics: Semantics = Semantics.AT_LEAST_ONCE
     retry: Annotated[tuple[Duration, ...], Field(max_length=50)] = DEFAULT_SCHEDULE
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 100
-    providers: Annotated[tuple[ProviderSettings, ...], Field(min_length=1, max_length=1)]
+    providers: Annotated[tuple[ProviderSettings, ...], Field(min_length=1, max_length=20)]
+
+    @field_validator("providers")
+    @classmethod
+    def _a_pool(cls, value: tuple[ProviderSettings, ...]) -> tuple[ProviderSettings, ...]:
+        names = [provider.name for provider in value]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"should have names of their own; several are called {', '.join(twice)}")
+        unweighted = [provider.name for provider in value if provider.weight is None]
+        if 0 < len(unweighted) < len(value):
+            raise ValueError(f"should all have a weight, or none; {', '.join(unweighted)} has none")
+        return value
 
 
 class EventsSettings(_Section):
@@ -265,6 +290,11 @@ class Settings(BaseSettings):
         chosen = self.channels[channel]
         return RetryPolicy(chosen.retry, self.retry_tiers, chosen.semantics)
 
+    def provider_names(self, given: str) -> frozenset[str]:
+        """The names of the providers that a kind or a name means; of one that is not set any more, the word itself."""
+        providers = [provider for chosen in self.channels.values() for provider in chosen.providers]
+        return frozenset(each.name for each in providers if given in {each.name, each.kind}) or frozenset({given})
+
     def masked(self) -> dict[str, Any]:
         """The settings in force as JSON values, every secret replaced."""
         document = self.model_dump(mode="json")
@@ -279,8 +309,10 @@ class Settings(BaseSettings):
         return self._file
 
 
-def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
+def load_settings(file: Path | None = None, *, sending: bool = True, **overrides: Any) -> Settings:
     """Read `notipy.yaml` (`file`, else `NOTIPY_CONFIG`, else the one in the current folder), then the environment.
+
+    Without `sending`, what providers need of the environment may be missing: who only looks needs no secret of theirs.
 
     Raises:
         SettingsError: something is missing or wrong; it says which setting, where, and what it should be.
@@ -288,7 +320,7 @@ def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
     named = file or (Path(os.environ["NOTIPY_CONFIG"]) if os.environ.get("NOTIPY_CONFIG") else None)
     path = named or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
     interpolated: dict[str, str] = {}
-    document = _read(path, interpolated) if path else {}
+    document = _read(path, interpolated, sending) if path else {}
     try:
         settings = Settings(**(document | overrides))
     except ValidationError as error:
@@ -299,7 +331,14 @@ def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
     return settings
 
 
-def _read(path: Path, interpolated: dict[str, str]) -> dict[str, Any]:
+def strange_variables() -> list[str]:
+    """Variables of the environment that look like settings and are none: misspelt, most likely."""
+    known = {f"NOTIPY_{name}".upper() for name in Settings.model_fields} | {"NOTIPY_CONFIG"}
+    names = (name.upper() for name in os.environ if name.upper().startswith("NOTIPY_"))
+    return sorted(name for name in names if name.split("__")[0] not in known and not _INJECTED.match(name))
+
+
+def _read(path: Path, interpolated: dict[str, str], sending: bool) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -310,7 +349,7 @@ def _read(path: Path, interpolated: dict[str, str]) -> dict[str, Any]:
         raise SettingsError(f"{path}: is not UTF-8") from None
     if not isinstance(document, dict | None):
         raise SettingsError(f"{path}: should be a mapping of settings")
-    result: dict[str, Any] = _interpolate(document or {}, path, "", interpolated)
+    result: dict[str, Any] = _interpolate(document or {}, path, "", interpolated, sending)
     return result
 
 
@@ -321,12 +360,14 @@ def _yaml_fault(error: yaml.YAMLError) -> str:
     return type(error).__name__
 
 
-def _interpolate(value: Any, path: Path, place: str, used: dict[str, str]) -> Any:
+def _interpolate(value: Any, path: Path, place: str, used: dict[str, str], sending: bool) -> Any:
     """Replace `${NAME}` in every string; `$${` stands for a literal `${`."""
     if isinstance(value, dict):
-        return {key: _interpolate(item, path, f"{place}.{key}".lstrip("."), used) for key, item in value.items()}
+        return {
+            key: _interpolate(item, path, f"{place}.{key}".lstrip("."), used, sending) for key, item in value.items()
+        }
     if isinstance(value, list):
-        return [_interpolate(item, path, f"{place}.{index}", used) for index, item in enumerate(value)]
+        return [_interpolate(item, path, f"{place}.{index}", used, sending) for index, item in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -335,6 +376,8 @@ def _interpolate(value: Any, path: Path, place: str, used: dict[str, str]) -> An
         if name is None:
             return "${"
         if name not in os.environ:
+            if not sending and _OF_PROVIDER.match(place):
+                return match.group(0)
             raise SettingsError(f"{path}: {place}: the environment variable {name} is not set")
         used[name] = os.environ[name]
         return used[name]
@@ -366,6 +409,8 @@ def _mask(value: Any, interpolated: Mapping[str, str], name: str = "") -> Any:
 
 
 def _mask_text(text: str, interpolated: Mapping[str, str]) -> str:
+    if "PRIVATE KEY-----" in text:  # PEM, whatever the setting is called
+        return MASK
     for variable, secret in interpolated.items():
         if len(secret) > 2:
             text = text.replace(secret, f"${{{variable}}}")

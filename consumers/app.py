@@ -14,43 +14,55 @@ from aio_pika import RobustConnection
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage, AbstractRobustConnection
 from yarl import URL
 
+from channels.numbers import PhoneNumbers
 from channels.registry import make_provider
 from channels.rendering import TemplateRenderer
 from channels.schema import JsonSchemaCheck
+from channels.surroundings import NOWHERE, Surroundings
 from config.logging import told_seldom
-from config.settings import ChannelSettings, Settings, SettingsError
+from config.settings import Settings, SettingsError
 from consumers.auditing import Auditor, look_into
 from consumers.failpoints import Failpoints, parse_failpoints
-from consumers.handlers import CommandHandler, DeliveryHandler, EventHandler, Guarded, Handle
+from consumers.handlers import CommandHandler, DeliveryHandler, EventHandler, Guarded, Handle, tell
 from consumers.health import Health, Page
 from consumers.housekeeping import Housekeeping
 from consumers.intake import CONNECT_SECONDS, RECONNECT_SECONDS, Consumers, Subscription
 from consumers.metrics import Metrics
+from consumers.pools import Sharing, limited, pool_of
 from consumers.prober import Prober
 from consumers.publisher import OUTAGES, Publisher
+from consumers.receipts import WHERE as RECEIPTS_ROLE
+from consumers.receipts import ReceiptHandler
+from consumers.segments import CountingSegments
 from consumers.stores import Stores, open_storage
 from consumers.sweeper import Sweeper
-from consumers.topology import COMMANDS, EVENTS, Topology, channel_queue
+from consumers.topology import COMMANDS, EVENTS, RECEIPTS, Topology, channel_queue
 from consumers.unrouted import Unrouted
 from consumers.wire import read_leniently
 from domain.accept import Accept
 from domain.audit import Patience
 from domain.backoff import wait_out
-from domain.circuit import Circuit
 from domain.conserve import Audit
 from domain.deliver import Deliver
 from domain.failures import place_of
+from domain.mark_inbox import MarkInbox
 from domain.operate import Operate
 from domain.plan import Planner
 from domain.ports import Now, Provider
+from domain.receipt import Refine
 from domain.sweep import Sweep
 from domain.vocabulary import Channel, Lane
 from storage.audit import MongoLedger
 from storage.catalog import MongoCatalog
 from storage.database import Database
 from storage.deliveries import MongoDeliveries
+from storage.endpoints import MongoEndpoints
 from storage.events import MongoEvents
+from storage.files import MongoFiles
+from storage.inbox import MongoInbox
 from storage.leadership import MongoLeadership
+from storage.shares import MongoShares
+from storage.suppressions import REFRESH, MongoSuppressions
 from storage.suspects import MongoSuspects
 
 log = structlog.get_logger()
@@ -62,6 +74,8 @@ TOPOLOGY_SECONDS = 10.0
 BROKER_ADVICE = "see that RabbitMQ runs, has room and raises no alarm, and that amqp_url names it"
 AnyConnection = TypeVar("AnyConnection", bound=AbstractConnection)
 EVENTS_ROLE, SWEEPER_ROLE = "events", "sweeper"
+RECEIPTS_AT_ONCE = 50
+"""Messages of receipts in progress in one process."""
 
 
 def utc_now() -> datetime:
@@ -81,6 +95,8 @@ class Core:
     events: MongoEvents
     deliveries: MongoDeliveries
     catalog: MongoCatalog
+    inbox: MongoInbox
+    suppressions: MongoSuppressions
     renderer: TemplateRenderer
     schemas: JsonSchemaCheck
     operate: Operate
@@ -133,6 +149,8 @@ def _core(
         events=events,
         deliveries=deliveries,
         catalog=stores.catalog,
+        inbox=stores.inbox,
+        suppressions=stores.suppressions,
         renderer=TemplateRenderer(),
         schemas=JsonSchemaCheck(),
         operate=Operate(deliveries, events, publisher, now, settings.sweeper.overdue, settings.lease),
@@ -167,21 +185,34 @@ async def _connect(settings: Settings, wait: bool, name: str) -> AbstractRobustC
     return await wait_out(connecting, OUTAGES, told_seldom("broker.unreachable", BROKER_ADVICE))
 
 
-def providers_of(settings: Settings) -> dict[Channel, Provider]:
-    """The provider of each configured channel.
+def surroundings_of(core: Core) -> Surroundings:
+    """What providers may use of this process."""
+    return Surroundings(publish=core.publisher.outside, endpoints=MongoEndpoints(core.database), inbox=core.inbox)
+
+
+def providers_of(settings: Settings, surroundings: Surroundings = NOWHERE) -> dict[Channel, tuple[Provider, ...]]:
+    """The providers of each configured channel; making them opens nothing.
 
     Raises:
         SettingsError: a provider's own settings are wrong; it says which.
     """
-    return {channel: _provider(channel, chosen) for channel, chosen in settings.channels.items()}
+    return {
+        channel: tuple(provider_of(settings, channel, place, surroundings) for place in range(len(chosen.providers)))
+        for channel, chosen in settings.channels.items()
+    }
 
 
-def _provider(channel: Channel, chosen: ChannelSettings) -> Provider:
-    first = chosen.providers[0]
+def provider_of(settings: Settings, channel: Channel, place: int, surroundings: Surroundings = NOWHERE) -> Provider:
+    """One provider of a configured channel, by its place in the settings.
+
+    Raises:
+        SettingsError: its own settings are wrong.
+    """
+    chosen = settings.channels[channel].providers[place]
     try:
-        return make_provider(channel, first.name, first.kind, first.options)
+        return make_provider(channel, chosen.name, chosen.kind, chosen.options, surroundings)
     except ValueError as error:
-        raise SettingsError(f"wrong settings: channels.{channel}.providers.0 ({first.name}): {error}") from None
+        raise SettingsError(f"wrong settings: channels.{channel}.providers.{place} ({chosen.name}): {error}") from None
 
 
 def failpoints_of(settings: Settings) -> Failpoints:
@@ -215,7 +246,7 @@ async def running(
     settings: Settings,
     roles: Sequence[str] | None = None,
     *,
-    providers: Mapping[Channel, Provider] | None = None,
+    providers: Mapping[Channel, Provider | Sequence[Provider]] | None = None,
     now: Now = utc_now,
     serve_page: bool = True,
 ) -> AsyncIterator["Application"]:
@@ -236,17 +267,26 @@ async def running(
     if unknown := set(chosen) - set(all_roles(settings)):
         known = ", ".join(all_roles(settings))
         raise SettingsError(f"no such role: {', '.join(sorted(unknown))}; with these settings there are {known}")
-    senders = providers_of(settings) | dict(providers or {})
+    providers_of(settings)  # so that a wrong one stops the start before there is anything to wait for
     points = failpoints_of(settings)
     async with AsyncExitStack() as stack:
-        for provider in senders.values():
-            stack.push_async_callback(provider.close)
         core = await stack.enter_async_context(open_core(settings, wait=True, now=now, role=",".join(chosen)))
+        files = MongoFiles(core.database, now)
+        stack.push_async_callback(files.close)
+        senders = providers_of(settings, replace(surroundings_of(core), files=files))
+        senders |= {channel: _several(given) for channel, given in (providers or {}).items()}
+        for provider in (each for several in senders.values() for each in several):
+            stack.push_async_callback(provider.close)
         if points:
-            core, senders = _with_failpoints(core, points), points.providers(senders)
+            core = _with_failpoints(core, points)
+            senders = {channel: tuple(map(points.provider, several)) for channel, several in senders.items()}
         application = Application(core, chosen, senders, points)
         await application.start(stack, serve_page=serve_page)
         yield application
+
+
+def _several(given: Provider | Sequence[Provider]) -> tuple[Provider, ...]:
+    return tuple(given) if isinstance(given, Sequence) else (given,)
 
 
 class Application:
@@ -256,17 +296,23 @@ class Application:
         self,
         core: Core,
         roles: Sequence[str],
-        providers: Mapping[Channel, Provider],
+        providers: Mapping[Channel, Sequence[Provider]],
         failpoints: Failpoints = Failpoints(),  # noqa: B008 - none, and frozen
     ) -> None:
         self.core = core
         self._failpoints = failpoints
         self.metrics = Metrics()
         core.publisher.on_dispatched = self.metrics.dispatched
+        core.suppressions.on_added = lambda entry: self.metrics.suppressed(entry.channel, entry.reason)
         self._roles = roles
-        self._providers = providers
         self._suspects, self._alone = MongoSuspects(core.database), asyncio.Lock()
-        self.circuits = {channel: Circuit(provider.name, core.now) for channel, provider in providers.items()}
+        if sms := providers.get(Channel.SMS):
+            counting = [CountingSegments(each, self.metrics.sms_sent) for each in sms]
+            providers = {**providers, Channel.SMS: counting}
+        self.pools = {
+            channel: pool_of(core.settings.channels.get(channel), several, core.now, lambda: self.consumers.stopping)
+            for channel, several in providers.items()
+        }
         subscriptions = [*self._event_subscriptions(), *self._channel_subscriptions()]
         self.consumers = Consumers(amqp_url(core.settings), subscriptions)
         queues = [subscription.queue.name for subscription in subscriptions]
@@ -278,6 +324,7 @@ class Application:
             self.consumers.renew,
             queues,
             self.consumers.paused,
+            lambda: [why for channel in self._channels for why in self.pools[channel].paused],
             self.metrics,
         )
         self.page: Page | None = None
@@ -286,24 +333,35 @@ class Application:
         """Start everything; what was started is stopped by the stack, in reverse order."""
         settings = self.core.settings
         await self.core.catalog.refresh()
+        await self.core.suppressions.refresh()
         if serve_page and settings.metrics.port is not None:
             self.page = Page(self.health.state, self.metrics.registry)
             await self.page.start(settings.metrics.host, settings.metrics.port)
             stack.push_async_callback(self.page.stop)
         background(stack, self._refresh_catalog, "catalog")
+        background(stack, self._refresh_suppressions, "suppressions")
+        await self._share_rates(stack)
         stack.push_async_callback(self._stop_consumers, settings.grace)
         await self.consumers.start()
         background(stack, self.consumers.keep, "consumers")
         background(stack, self.health.watch, "health")
-        for channel in self._channels:
-            prober = Prober(channel, self._providers[channel], self.circuits[channel], self.metrics)
-            background(stack, prober.run, f"{channel} provider")
+        for channel, member in ((each, member) for each in self._channels for member in self.pools[each].members):
+            prober = Prober(channel, member.provider, member.circuit, self.metrics)
+            background(stack, prober.run, f"{channel} provider {member.name}")
         if SWEEPER_ROLE in self._roles:
             background(stack, self._sweeper().run, "sweeper")
             background(stack, self._keep_topology, "topology")
             background(stack, self._housekeeping().run, "housekeeping")
             background(stack, self._auditor().run, "audit")
         log.info("notipy.started", roles=list(self._roles))
+
+    async def _share_rates(self, stack: AsyncExitStack) -> None:
+        """Before anything is sent, and until nothing is sent any more."""
+        if limiters := limited({channel: self.pools[channel] for channel in self._channels}):
+            sharing = Sharing(limiters, lambda name: MongoShares(self.core.database, name, self._owner))
+            await sharing.begin()
+            stack.push_async_callback(sharing.leave)
+            background(stack, sharing.run, "rates")
 
     async def _stop_consumers(self, grace: timedelta) -> None:
         log.info("notipy.stopping", in_progress=self.consumers.in_progress)
@@ -323,10 +381,16 @@ class Application:
                 catalog = self.core.catalog
                 log.info("catalog.refreshed", notifications=len(catalog.current), unreadable=sorted(catalog.unreadable))
 
+    async def _refresh_suppressions(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH.total_seconds())
+            await self.core.suppressions.refresh()
+
     def _deliver(self, channel: Channel) -> Deliver:
         core = self.core
         return Deliver(
-            provider=self._providers[channel],
+            pool=self.pools[channel],
+            suppressions=core.suppressions,
             deliveries=core.deliveries,
             events=core.events,
             catalog=core.catalog,
@@ -336,7 +400,7 @@ class Application:
             now=core.now,
             lease=core.settings.lease,
             overdue=core.settings.sweeper.overdue,
-            circuit=self.circuits[channel],
+            on_failover=lambda settled: tell(self.metrics, settled),
         )
 
     def _sweeper(self) -> Sweeper:
@@ -376,10 +440,14 @@ class Application:
             return []
         core = self.core
         events = EventHandler(accept_of(core), self.metrics)
-        commands = CommandHandler(core.operate, core.deliveries, core.publisher)
+        commands = CommandHandler(
+            core.operate, core.deliveries, core.publisher, MarkInbox(core.inbox, core.publisher.inbox), core.now
+        )
+        receipts = ReceiptHandler(refine_of(core), core.publisher, self.metrics, core.settings.retry_tiers)
         return [
             self._subscription(EVENTS, core.settings.events.concurrency, EVENTS_ROLE, events, events.poisoned),
             self._subscription(COMMANDS, 10, EVENTS_ROLE, commands, _nothing_more),
+            self._subscription(RECEIPTS, RECEIPTS_AT_ONCE, RECEIPTS_ROLE, receipts, _nothing_more),
         ]
 
     def _channel_subscriptions(self) -> list[Subscription]:
@@ -431,11 +499,11 @@ class Application:
         """Why nothing should be taken from a queue now: what could not be recorded, or sent, is better left there."""
         if not self.core.database.reachable:
             return "database unreachable"
-        return self.circuits[channel].why if channel else None
+        return self.pools[channel].why if channel else None
 
 
 async def _nothing_more(_: AbstractIncomingMessage) -> None:
-    """A poisoned command concerns nothing but itself."""
+    """A poisoned command or receipt concerns nothing but itself."""
 
 
 def accept_of(core: Core) -> Accept:
@@ -446,11 +514,17 @@ def accept_of(core: Core) -> Accept:
         deliveries=core.deliveries,
         catalog=core.catalog,
         queue=core.publisher,
-        planner=Planner(core.renderer, core.schemas, frozenset(core.settings.channels), overdue),
+        planner=Planner(core.renderer, core.schemas, frozenset(core.settings.channels), overdue, PhoneNumbers()),
         now=core.now,
         max_bytes=core.settings.events.max_bytes,
         overdue=overdue,
+        suppressions=core.suppressions,
     )
+
+
+def refine_of(core: Core) -> Refine:
+    """The use case of the receipts queue."""
+    return Refine(core.deliveries, core.suppressions, core.publisher, core.now, core.settings.provider_names)
 
 
 def sweep_of(core: Core) -> Sweep:

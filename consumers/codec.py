@@ -24,6 +24,7 @@ DELIVERY, EPOCH, ATTEMPT, DELIVERIES = "x-notipy-delivery", "x-notipy-epoch", "x
 REASON, DETAIL, DUPLICATE = "x-notipy-reason", "x-notipy-detail", "x-notipy-possible-duplicate"
 EVENT_ID, SOURCE, TYPE, PARKED_AT = "x-notipy-event-id", "x-notipy-source", "x-notipy-type", "x-notipy-parked-at"
 WITHOUT_ID = "x-notipy-without-id"
+CONTENT_TYPE, RECEIPT_WAITS = "x-notipy-content-type", "x-notipy-waits"
 ROUTING_KEY, MESSAGE_ID = "x-notipy-routing-key", "x-notipy-message-id"
 
 PARCEL_BYTES = 256 * 1024
@@ -32,7 +33,8 @@ PARCEL_BYTES = 256 * 1024
 Headers = Mapping[str, Any]
 
 
-_TRAVELLING = [name for name in Delivery.__dataclass_fields__ if name not in {"history", "detail", "due_at", "tell_at"}]
+_LEFT = {"history", "detail", "due_at", "tell_at", "reference"}
+_TRAVELLING = [name for name in Delivery.__dataclass_fields__ if name not in _LEFT]
 _travelling = attrgetter(*_TRAVELLING)
 
 
@@ -173,6 +175,7 @@ def status_body(delivery: Delivery, change: Change) -> bytes:
             "epoch": change.epoch,
             "attempt": change.attempt,
             "possible_duplicate": delivery.possible_duplicate,
+            "address_suppressed": change.address_suppressed,
             "at": change.at,
         },
         option=orjson.OPT_UTC_Z,

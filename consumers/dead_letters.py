@@ -30,7 +30,7 @@ Decide = Callable[[Sequence[AbstractIncomingMessage]], Awaitable[Sequence[bool]]
 
 @dataclass(frozen=True, slots=True)
 class DeadEvent:
-    """A message that was no event, as it stands in `notipy.dead.events`."""
+    """A message that was no event, or a receipt of nothing that is known, as it stands in its dead-letter queue."""
 
     parked_at: datetime | None
     reason: str
@@ -39,6 +39,7 @@ class DeadEvent:
     message_id: str | None
     size: int
     body: bytes
+    content_type: str | None = None
 
 
 def dead_event(message: AbstractIncomingMessage) -> DeadEvent:
@@ -56,6 +57,7 @@ def dead_event(message: AbstractIncomingMessage) -> DeadEvent:
         message_id=str(message_id) if message_id is not None else None,
         size=len(message.body),
         body=message.body,
+        content_type=str(headers.get(codec.CONTENT_TYPE) or message.content_type or "") or None,
     )
 
 
@@ -74,6 +76,7 @@ def _by_the_broker(message: AbstractIncomingMessage) -> DeadEvent:
         message_id=message.message_id,
         size=len(message.body),
         body=message.body,
+        content_type=message.content_type,
     )
 
 

@@ -22,7 +22,6 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 from domain.ports import Provider
-from domain.vocabulary import Channel
 
 T = TypeVar("T")
 Handler = Callable[[Any], Awaitable[None]]
@@ -81,12 +80,9 @@ class Failpoints:
         """Pass `published` after each confirmation."""
         return self._after(queue, _QUEUES)
 
-    def providers(self, providers: Mapping[Channel, Provider]) -> dict[Channel, Provider]:
+    def provider(self, provider: Provider) -> Provider:
         """Pass `sending` and `sent` around each send."""
-        return {
-            channel: self._after(self._before(provider, {"send": "sending"}), {"send": "sent"})
-            for channel, provider in providers.items()
-        }
+        return self._after(self._before(provider, {"send": "sending"}), {"send": "sent"})
 
     def _after(self, port: T, methods: Mapping[str, str]) -> T:
         """The port, with a passage after each of the named methods that did not return False (a claim not won)."""

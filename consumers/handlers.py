@@ -3,29 +3,32 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
-from typing import Protocol
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
 
 import orjson
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
 
 from consumers import codec
+from consumers.inbox import carry_out, is_inbox_command
 from consumers.metrics import Metrics
 from domain.accept import Accept, Accepted, Rejected, Verdict
 from domain.deliver import Deliver, HeldBack, Late, NotClaimed, Result, Settled
 from domain.dispatch import Dispatch
 from domain.event import Incoming, event_key
 from domain.failures import place_of
+from domain.mark_inbox import MarkInbox
 from domain.operate import Operate, Refused
 from domain.outcome import Hold
-from domain.ports import Deliveries, DispatchQueue
+from domain.ports import Deliveries, DispatchQueue, Now
 from domain.text import Fault, describe
 from domain.vocabulary import Channel, Reason, State
 
 log = structlog.get_logger()
 Handle = Callable[[AbstractIncomingMessage], Awaitable[None]]
 MAX_COMMAND_BYTES = 64 * 1024
+TIMESTAMP_UNIT = timedelta(seconds=1)
 TAKEN_APART_AFTER = 2
 """So many hand-outs after which deliveries that travel together go on alone: one may be what ends its consumers."""
 SUSPICIOUS_BEFORE = 2
@@ -218,28 +221,36 @@ class DeliveryHandler:
             self._free.release()
 
     async def _attempt(self, job: Dispatch, redelivered: bool) -> None:
-        result = await self._deliver(job, redelivered=redelivered)
-        self._metrics.delivered(result)
-        _log_result(result)
+        tell(self._metrics, await self._deliver(job, redelivered=redelivered))
 
 
 class CommandHandler:
     """The control plane: `{"command": "cancel", "delivery": ID}` or `{"command": "cancel", "source": …, "id": …}`.
 
-    `replay` takes the same; a command that cannot be used is parked in `notipy.dead.events`.
+    `replay` takes the same, and `consumers/inbox.py` says what those of inboxes take; a command that cannot be used is
+    parked in `notipy.dead.events`.
     """
 
-    def __init__(self, operate: Operate, deliveries: Deliveries, queue: DispatchQueue) -> None:
+    def __init__(
+        self, operate: Operate, deliveries: Deliveries, queue: DispatchQueue, mark_inbox: MarkInbox, now: Now
+    ) -> None:
         self._operate = operate
         self._deliveries = deliveries
         self._queue = queue
+        self._mark_inbox = mark_inbox
+        self._now = now
 
     async def __call__(self, message: AbstractIncomingMessage) -> None:
-        """Carry the command out for each delivery that it names."""
-        faults, command, ids = await self._read(message)
+        """Carry the command out, for each delivery that it names."""
+        document = _document(message)
+        if document is not None and is_inbox_command(document):
+            faults = await carry_out(self._mark_inbox, document, self._given_at(message))
+            if faults:
+                await self._unusable(message, faults)
+            return
+        faults, command, ids = await self._read(document)
         if faults:
-            await self._queue.reject(incoming(message), Reason.BAD_COMMAND, faults)
-            log.warning("command.unusable", detail=describe(faults))
+            await self._unusable(message, faults)
             return
         for delivery_id in ids:
             outcome = await self._carry_out(command, delivery_id)
@@ -248,28 +259,42 @@ class CommandHandler:
                 "command.done" if why is None else "command.refused", command=command, delivery=delivery_id, why=why
             )
 
+    async def _unusable(self, message: AbstractIncomingMessage, faults: Sequence[Fault]) -> None:
+        await self._queue.reject(incoming(message), Reason.BAD_COMMAND, faults)
+        log.warning("command.unusable", detail=describe(faults))
+
+    def _given_at(self, message: AbstractIncomingMessage) -> datetime:
+        """By the message's own time, which AMQP has in whole seconds: the end of that one; else now."""
+        stamped = incoming(message).timestamp
+        return stamped + TIMESTAMP_UNIT if stamped is not None else self._now()
+
     async def _carry_out(self, command: str, delivery_id: str) -> object:
         if command == "cancel":
             return await self._operate.cancel(delivery_id)
         delivery = await self._deliveries.get(delivery_id)
         return await self._operate.replay(delivery) if delivery else Refused("there is no such delivery")
 
-    async def _read(self, message: AbstractIncomingMessage) -> tuple[list[Fault], str, list[str]]:
-        try:
-            document = orjson.loads(message.body) if len(message.body) <= MAX_COMMAND_BYTES else None
-        except orjson.JSONDecodeError:
-            document = None
-        if not isinstance(document, dict):
+    async def _read(self, document: dict[str, Any] | None) -> tuple[Sequence[Fault], str, list[str]]:
+        if document is None:
             return [Fault("", "should be a JSON object of at most 64 KiB")], "", []
         command = document.get("command")
         if command not in {"cancel", "replay"}:
-            return [Fault("command", "should be cancel or replay")], "", []
+            return [Fault("command", "should be cancel, replay, or one of inboxes such as inbox.read")], "", []
         if isinstance(document.get("delivery"), str):
             return [], command, [document["delivery"]]
         if isinstance(document.get("source"), str) and isinstance(document.get("id"), str):
             found = await self._deliveries.ids_of_event(event_key(document["source"], document["id"]))
             return [], command, list(found)
         return [Fault("delivery", "should be a delivery's id; or give an event's source and id")], "", []
+
+
+def _document(message: AbstractIncomingMessage) -> dict[str, Any] | None:
+    """A command as a JSON object; None if it is none, or too large for one."""
+    try:
+        document = orjson.loads(message.body) if len(message.body) <= MAX_COMMAND_BYTES else None
+    except orjson.JSONDecodeError:
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def incoming(message: AbstractIncomingMessage) -> Incoming:
@@ -311,6 +336,12 @@ def _log_verdict(verdict: Verdict, received: Incoming) -> None:
     )
 
 
+def tell(metrics: Metrics, result: Result) -> None:
+    """Count and log what became of a work order, or of an attempt that another provider's follows at once."""
+    metrics.delivered(result)
+    _log_result(result)
+
+
 def _log_result(result: Result) -> None:
     delivery = result.delivery
     about = {"delivery": delivery.id, "event_id": delivery.event_id, "channel": str(delivery.channel)}
@@ -325,7 +356,7 @@ def _log_result(result: Result) -> None:
     if isinstance(result, Late):
         log.warning("delivery.late", **about, **told)
     elif isinstance(result, Settled):
-        good = delivery.state is State.SENT
+        good = delivery.state in {State.SENT, State.SUPPRESSED}
         forgiven = isinstance(result.outcome, Hold) and result.outcome.forgiven  # `provider.paused` has told it
-        tell = log.info if good else log.debug if forgiven else log.warning
-        tell(f"delivery.{delivery.state}", **about, **(told if not good else {}))
+        say = log.info if good else log.debug if forgiven else log.warning
+        say(f"delivery.{delivery.state}", **about, **(told if not good else {}))

@@ -23,7 +23,7 @@ PATIENCE = 3.0
 class Condition:
     """What stands in the way of being ready; nothing if it is ready.
 
-    `paused`: providers that are at fault. The process is ready all the same: another could do no better.
+    `paused`: providers that are at fault. The process is ready all the same: another process could do no better.
     """
 
     problems: tuple[str, ...] = ("starting",)
@@ -48,6 +48,7 @@ class Health:
         renew: Callable[[Collection[str]], Awaitable[None]],
         queues: Sequence[str],
         paused: Callable[[], Mapping[str, str]],
+        at_fault: Callable[[], Collection[str]],
         metrics: Metrics,
     ) -> None:
         self._ping_database = ping_database
@@ -57,6 +58,7 @@ class Health:
         self._renew = renew
         self._queues = queues
         self._paused = paused
+        self._at_fault = at_fault
         self._metrics = metrics
         self._condition = Condition()
 
@@ -77,7 +79,7 @@ class Health:
         database, broker = await asyncio.gather(self._answers(self._ping_database), self._answers(self._ping_broker))
         problems = [] if database else ["database unreachable: nothing is taken from the queues"]
         problems += await self._without_consumer() if broker else ["broker unreachable"]
-        paused = tuple(sorted(set(self._paused().values()))) if database else ()
+        paused = tuple(sorted(set(self._at_fault()))) if database else ()
         before, self._condition = self._condition, Condition(tuple(problems), paused)
         if before.problems != self._condition.problems:
             tell = log.info if self._condition.ready else log.warning

@@ -14,7 +14,7 @@ from config.settings import RetentionSettings
 from consumers.dead_letters import CLEARING, TURN, remove_older
 from consumers.metrics import Metrics
 from consumers.publisher import OUTAGES
-from consumers.topology import DEAD_EVENTS, dead_queue
+from consumers.topology import DEAD_EVENTS, DEAD_RECEIPTS, dead_queue
 from domain.ports import Now
 from domain.vocabulary import Channel
 from storage.database import Database
@@ -81,6 +81,8 @@ class Housekeeping:
             more = await self._repeat(step, deleted) or more
         if cutoffs.events is not None and not more:  # what still has deliveries would be passed by for a day
             more = await self._repeat(partial(self._retention.events, cutoffs.events, cutoffs.dead), deleted)
+            if not more:
+                more = await self._repeat(partial(self._retention.files, cutoffs.events), deleted)
         if cutoffs.dead is not None:
             more = await self._dead_letters(cutoffs.dead, deleted) or more
         if any(deleted.values()):
@@ -98,6 +100,7 @@ class Housekeeping:
             (retention.deliveries, cutoffs.deliveries),
             (retention.dead, cutoffs.dead),
             (retention.attempts, cutoffs.attempts),
+            (retention.inbox, cutoffs.deliveries),
         ]
         return [partial(step, before) for step, before in named if before is not None]
 
@@ -124,7 +127,7 @@ class Housekeeping:
         if not await self._clearing.held(now, TURN):
             return False
         try:
-            queues = [DEAD_EVENTS, *map(dead_queue, Channel)]
+            queues = [DEAD_EVENTS, DEAD_RECEIPTS, *map(dead_queue, Channel)]
             due = [queue for queue in queues if self._look_at.get(queue, now) <= now]
             return any([await self._queue(queue, before, deleted) for queue in due])
         finally:

@@ -14,7 +14,7 @@ from domain.audit import Kind
 from domain.deliver import HeldBack, Late, NotClaimed, Result, Settled
 from domain.delivery import Delivery
 from domain.sweep import Swept
-from domain.vocabulary import IN_FLIGHT, Channel, State
+from domain.vocabulary import IN_FLIGHT, Channel, Reason, State, SuppressionReason
 
 _SEND_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 1800, 7200, 43200)
@@ -47,8 +47,13 @@ class Metrics:
         self._dispatched = counter(
             "dispatched_deliveries", "Deliveries in those messages; under load several share one.", "channel", "lane"
         )
+        self._receipts = counter("receipts", "Receipts by what they said and what came of them.", "status", "outcome")
+        self._suppressed = counter(
+            "suppressed_addresses", "Addresses that were suppressed by what a provider said.", "channel", "reason"
+        )
         self._swept = counter("swept", "What was found overdue and driven on, by what was wrong.", "reason")
         self._deleted = counter("deleted", "What was older than it is kept, by what it was.", "class")
+        self._segments = counter("sms_segments", "Segments of SMS that a provider has taken.", "provider", "encoding")
         self._latency = histogram(
             "event_to_sent_seconds", "From its arrival to the provider's acceptance.", _LATENCY_BUCKETS, "channel"
         )
@@ -106,11 +111,24 @@ class Metrics:
                 labels = (str(delivery.channel), provider, "late", str(delivery.reason))
                 self._attempts.labels(*labels).inc()
             case HeldBack(delivery, _):
-                self._not_claimed.labels(str(delivery.channel), "paused").inc()
+                why = "rate_limited" if delivery.reason is Reason.RATE_LIMITED else "paused"
+                self._not_claimed.labels(str(delivery.channel), why).inc()
             case NotClaimed(delivery, why):
                 self._not_claimed.labels(str(delivery.channel), why).inc()
             case _:  # pragma: no cover
                 assert_never(result)
+
+    def received(self, status: str, outcome: str) -> None:
+        """Count what became of a receipt."""
+        self._receipts.labels(status, outcome).inc()
+
+    def suppressed(self, channel: Channel, reason: SuppressionReason) -> None:
+        """Count an address that nothing more is sent to."""
+        self._suppressed.labels(str(channel), str(reason)).inc()
+
+    def sms_sent(self, provider: str, encoding: str, segments: int) -> None:
+        """Count the segments of an SMS."""
+        self._segments.labels(provider, encoding).inc(segments)
 
     def dispatched(self, channel: str, lane: str, deliveries: int) -> None:
         """Count a message to a channel's queue."""
@@ -155,7 +173,7 @@ class Metrics:
     def _settled(self, delivery: Delivery, provider: str, seconds: float) -> None:
         channel = str(delivery.channel)
         labels = (channel, provider, str(delivery.state), str(delivery.reason))
-        if delivery.state is not State.EXPIRED:  # nothing was attempted
+        if delivery.state not in {State.EXPIRED, State.SUPPRESSED}:  # nothing was attempted
             self._attempts.labels(*labels).inc()
             self._send.labels(channel, provider).observe(seconds)
         if delivery.state.final:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 from uuid import uuid4
 
 import aio_pika
@@ -21,7 +21,19 @@ from aiormq.exceptions import ChannelInvalidStateError
 
 from consumers import codec
 from consumers.confirms import ConfirmedChannel
-from consumers.topology import CHANNELS, DEAD, EVENTS, STATUS, Topology, channel_queue, retry_name
+from consumers.outside import Outside, connected_apart
+from consumers.topology import (
+    CHANNELS,
+    DEAD,
+    EVENTS,
+    INBOX,
+    RECEIPTS,
+    RECEIPTS_KEY,
+    STATUS,
+    Topology,
+    channel_queue,
+    retry_name,
+)
 from domain.backoff import wait_out
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch
@@ -68,6 +80,7 @@ class Publisher:
         self._topology = topology
         self._status = status
         self._channel = ConfirmedChannel(self._opened)
+        self._outside = Outside(lambda: connected_apart(cast("aio_pika.Connection", connection)))
         self._together = together
         self._statuses: GroupCommit[tuple[str, Delivery, Change], None] = GroupCommit(self._tell_all)
         self._lanes: dict[str, GroupCommit[Dispatch, None]] = {}
@@ -88,6 +101,7 @@ class Publisher:
     async def close(self) -> None:
         """Close the channels; the connection is its owner's."""
         await self._channel.close()
+        await self._outside.close()
         if self._inspection is not None and not self._inspection.is_closed:
             await self._inspection.close()
 
@@ -186,6 +200,35 @@ class Publisher:
         headers = {} if message_id else {codec.WITHOUT_ID: True}
         await self._publish(EVENTS, key, body, headers, message_id=message_id)
 
+    async def receipt(self, key: str, body: bytes, content_type: str | None = None) -> None:
+        """A receipt to `notipy.receipts`, as a gateway would; for replays."""
+        await self._publish(RECEIPTS, key, body, {}, content_type=content_type or codec.JSON)
+
+    async def receipt_later(self, body: bytes, waits: int, tier: timedelta) -> None:
+        """A receipt that came too early, back to its queue after `tier`."""
+        await self._publish(retry_name(tier), RECEIPTS_KEY, body, {codec.RECEIPT_WAITS: waits})
+
+    async def inbox(self, key: str, body: bytes) -> None:
+        """To `notipy.inbox`, for whoever looks at an inbox now; that is nobody, or somebody whose queue is full."""
+        await self._publish(INBOX, key, body, {}, insist=False)
+
+    async def outside(
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        headers: Mapping[str, Any],
+        *,
+        mandatory: bool = False,
+        persistent: bool = True,
+    ) -> None:
+        """To an exchange that is not NotiPy's own, once; it waits out nothing.
+
+        Raises:
+            DeliveryFailure: as `Outside.publish` says.
+        """
+        await self._outside.publish(exchange, key, body, headers, mandatory=mandatory, persistent=persistent)
+
     async def waiting(self, channel: Channel, lane: Lane) -> Waiting:
         """By asking the broker; a queue that is gone has nothing waiting."""
         return Waiting(*(await self.counts(channel_queue(channel, lane)) or (0, 0)))
@@ -235,12 +278,13 @@ class Publisher:
         *,
         insist: bool = True,
         message_id: str | None = None,
+        content_type: str = codec.JSON,
     ) -> DeliveryError | None:
         """Publish until it is confirmed. Without `insist`, once it is refused or has no queue, that is returned."""
 
         async def once() -> DeliveryError | None:
             properties = spec.Basic.Properties(
-                content_type=codec.JSON,
+                content_type=content_type,
                 headers=dict(headers),
                 delivery_mode=PERSISTENT,
                 # unique for each publish: two of the same id under way would swap their returns

@@ -14,7 +14,9 @@ from storage.catalog import MongoCatalog
 from storage.database import Database, connect
 from storage.deliveries import MongoDeliveries
 from storage.events import MongoEvents
+from storage.inbox import MongoInbox
 from storage.migrations import MIGRATIONS, Migration, Migrations, Schema
+from storage.suppressions import MongoSuppressions
 
 log = structlog.get_logger()
 AGAIN_AFTER = 10.0
@@ -29,6 +31,8 @@ class Stores:
     events: MongoEvents
     deliveries: MongoDeliveries
     catalog: MongoCatalog
+    inbox: MongoInbox
+    suppressions: MongoSuppressions
 
 
 @asynccontextmanager
@@ -54,7 +58,9 @@ async def open_storage(
         if schema.version <= steps.newest:
             await database.ensure_indexes()
         async with _brought_forward(steps, schema, wait):
-            yield Stores(database, MongoEvents(database), MongoDeliveries(database), MongoCatalog(database))
+            events, deliveries = MongoEvents(database), MongoDeliveries(database)
+            inbox, suppressions = MongoInbox(database), MongoSuppressions(database)
+            yield Stores(database, events, deliveries, MongoCatalog(database), inbox, suppressions)
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ import structlog
 
 from consumers.metrics import Metrics
 from consumers.publisher import Publisher
-from consumers.topology import DEAD_EVENTS, UNROUTED, dead_queue
+from consumers.topology import DEAD_EVENTS, DEAD_RECEIPTS, UNROUTED, dead_queue
 from domain.ports import Now
 from domain.sweep import Sweep
 from domain.vocabulary import Channel
@@ -75,7 +75,9 @@ class Sweeper:
 
     async def _show(self) -> None:
         self._metrics.standing(await self._deliveries.count_by_state(), await self._deliveries.oldest_due())
-        parked = {"events": DEAD_EVENTS} | {str(channel): dead_queue(channel) for channel in Channel}
+        parked = {"events": DEAD_EVENTS, "receipts": DEAD_RECEIPTS} | {
+            str(channel): dead_queue(channel) for channel in Channel
+        }
         for name, queue in parked.items():
             self._metrics.dead.labels(name).set((await self._publisher.counts(queue) or (0, 0))[0])
         self._metrics.unrouted.set((await self._publisher.counts(UNROUTED) or (0, 0))[0])

@@ -13,15 +13,21 @@ from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel
 
 from domain.duration import format_duration
+from domain.inbox import EXCHANGE
 from domain.vocabulary import Channel, Lane
 
 EVENTS = "notipy.events"
 CHANNELS = "notipy.channels"
 DEAD = "notipy.dead"
 STATUS = "notipy.status"
+INBOX = EXCHANGE
 COMMANDS = "notipy.commands"
+RECEIPTS = "notipy.receipts"
 UNROUTED = "notipy.unrouted"
 DEAD_EVENTS = "notipy.dead.events"
+DEAD_RECEIPTS = "notipy.dead.receipts"
+RECEIPTS_KEY = "receipts"
+"""Under which `notipy.channels` gives a receipt back that has waited in a retry queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +45,20 @@ class Queue:
 
     Attributes:
         arguments: those beyond what every queue has.
+        back: the key under which `notipy.channels` gives it what comes from a retry queue, if it is not bound there.
     """
 
     name: str
     exchange: str
     key: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    back: str | None = None
+
+    @property
+    def bindings(self) -> Sequence[tuple[str, str]]:
+        """Exchanges and keys."""
+        own = (self.exchange, self.key)
+        return [own] if self.back is None else [own, (CHANNELS, self.back)]
 
     @property
     def all_arguments(self) -> dict[str, Any]:
@@ -89,7 +103,9 @@ class Topology:
             Exchange(CHANNELS, arguments={"alternate-exchange": UNROUTED}),
             Exchange(DEAD),
             Exchange(STATUS),
+            Exchange(INBOX),
             Exchange(COMMANDS),
+            Exchange(RECEIPTS),
         )
         return (*fixed, *(Exchange(retry_name(tier), ExchangeType.FANOUT) for tier in self.tiers))
 
@@ -98,11 +114,13 @@ class Topology:
         """In the order in which they are declared."""
         return (
             Queue(DEAD_EVENTS, DEAD, "events"),
+            Queue(DEAD_RECEIPTS, DEAD, "receipts"),
             # of every channel: also a delivery over one that is not configured is parked
             *(Queue(dead_queue(channel), DEAD, str(channel)) for channel in Channel),
             Queue(UNROUTED, UNROUTED, ""),
             Queue(EVENTS, EVENTS, "#", _dead_lettering(DEAD, "events")),
             Queue(COMMANDS, COMMANDS, "#", _dead_lettering(DEAD, "events")),
+            Queue(RECEIPTS, RECEIPTS, "#", _dead_lettering(DEAD, "receipts"), RECEIPTS_KEY),
             *self._channel_queues(),
             *self._retry_queues(),
         )
@@ -110,7 +128,7 @@ class Topology:
     @property
     def channel_keys(self) -> frozenset[str]:
         """The routing keys under which `notipy.channels` has a queue."""
-        return frozenset(f"{channel}.{lane}" for channel in self.channels for lane in Lane)
+        return frozenset((RECEIPTS_KEY, *(f"{channel}.{lane}" for channel in self.channels for lane in Lane)))
 
     def queue(self, name: str) -> Queue:
         """The queue of this name."""
@@ -140,4 +158,5 @@ class Topology:
             )
         for queue in self.queues:
             declared = await channel.declare_queue(queue.name, durable=True, arguments=queue.all_arguments)
-            await declared.bind(queue.exchange, queue.key)
+            for exchange_name, key in queue.bindings:
+                await declared.bind(exchange_name, key)

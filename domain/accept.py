@@ -15,6 +15,7 @@ from domain.notification import Notification
 from domain.plan import Planner
 from domain.ports import Catalog, Deliveries, DispatchQueue, Events, Now, StoredEvent
 from domain.stored import read_event
+from domain.suppression import NOTHING_SUPPRESSED, Suppressions, screen_planned
 from domain.text import Fault
 from domain.token import unique_token
 from domain.vocabulary import Channel, EventState, Reason, State
@@ -80,6 +81,7 @@ class Accept:
     now: Now
     max_bytes: int
     overdue: timedelta
+    suppressions: Suppressions = NOTHING_SUPPRESSED
     large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_AT_ONCE))
 
     async def __call__(self, incoming: Incoming) -> Verdict:
@@ -144,7 +146,8 @@ class Accept:
     ) -> Verdict:
         planned, data = 0, travelling(event)
         final: Counter[tuple[Channel, State, Reason]] = Counter()
-        for batch in batches(self.planner.plan(event, notifications, received_at, self.now()), BATCH):
+        for planned_batch in batches(self.planner.plan(event, notifications, received_at, self.now()), BATCH):
+            batch = await screen_planned(self.suppressions, planned_batch)
             await self.deliveries.add(batch)
             untouched = await self._untouched(batch, known) if known else batch
             await asyncio.gather(*(self._start(delivery, data) for delivery in untouched))

@@ -49,14 +49,12 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Whether one delivery may go to the provider.
+    """One delivery's leave to go to the provider.
 
     Attributes:
-        paused: it may not.
-        trial: it may, and others wait for what comes of it.
+        trial: others wait for what comes of it.
     """
 
-    paused: bool = False
     trial: bool = False
 
 
@@ -94,14 +92,22 @@ class Circuit:
         trying = self.mode is Mode.TRIAL and self.until is not None and self.now() < self.until
         return self.reason if self.mode is Mode.OPEN or trying else None
 
-    async def admission(self) -> Passage:
-        """May this delivery go to the provider? Waits while another one tries."""
-        while self.mode is Mode.TRIAL:
-            if self._trial is None:
-                self._trial = asyncio.get_running_loop().create_future()
-                return Passage(trial=True)
+    @property
+    def admits(self) -> bool:
+        """Whether a delivery may go to the provider now, rather than never or after another one has tried."""
+        return self.mode is Mode.CLOSED or (self.mode is Mode.TRIAL and self._trial is None)
+
+    def enter(self) -> Passage:
+        """Go to the provider, which it admits; on trial the others wait for what comes of it."""
+        if self.mode is Mode.TRIAL:
+            self._trial = asyncio.get_running_loop().create_future()
+            return Passage(trial=True)
+        return Passage()
+
+    async def tried(self) -> None:
+        """Wait while another delivery tries."""
+        if self._trial is not None:
             await asyncio.shield(self._trial)
-        return Passage(paused=self.mode is Mode.OPEN)
 
     @contextmanager
     def passing(self, passage: Passage) -> Iterator[None]:

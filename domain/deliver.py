@@ -1,22 +1,24 @@
 """The use case of a channel's queue: claim → render → send → classify → record → settle."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from random import Random
 from typing import Any, assert_never
 
-from domain.circuit import Circuit
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch, EventData
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome, place_of
-from domain.message import Accepted, Message
+from domain.message import Accepted, Message, plain_reference
 from domain.notification import INLINE
-from domain.outcome import Expired, Failed, Hold, Outcome, Retry, Sent, Unknown
-from domain.ports import Catalog, Claim, Deliveries, DispatchQueue, Events, Now, Provider, Renderer, TemplateError
+from domain.outcome import Expired, Failed, FailedOver, Hold, Outcome, Retry, Sent, Suppressed, Unknown
+from domain.pool import NOBODY, Chosen, Member, Paused, Pool, Trying, Untaken
+from domain.ports import Catalog, Claim, Deliveries, DispatchQueue, Events, Now, Renderer, TemplateError
 from domain.retry import RetryPolicy
 from domain.stored import read_event
+from domain.suppression import NOTHING_SUPPRESSED, Suppressions, screen, suppress_refused
 from domain.token import unique_token
 from domain.vocabulary import Reason, State
 
@@ -30,7 +32,7 @@ EVENTS_KEPT = 16
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """An attempt that was made and is on record."""
+    """An attempt that was made and is on record; `provider` is empty where none takes the recipient."""
 
     delivery: Delivery
     outcome: Outcome
@@ -57,7 +59,7 @@ class Late:
 
 @dataclass(frozen=True, slots=True)
 class HeldBack:
-    """Nothing was attempted: the provider is paused, and the delivery is held until it is asked again."""
+    """Nothing was attempted: the provider is paused, or used at its rate already, and the delivery is held."""
 
     delivery: Delivery
     provider: str
@@ -76,11 +78,13 @@ class Deliver:
     Attributes:
         lease: how long a claim holds; longer than the slowest send.
         overdue: how long after it should have happened the sweeper looks after a queued or retrying delivery.
-        circuit: whether the provider is used at all.
+        pool: the channel's providers.
+        on_failover: called with each attempt after which another provider takes over, within the same call.
+        suppressions: the addresses that nothing is sent to.
         reading: large events that were read for their deliveries, the last few of them.
     """
 
-    provider: Provider
+    pool: Pool
     deliveries: Deliveries
     events: Events
     catalog: Catalog
@@ -90,47 +94,87 @@ class Deliver:
     now: Now
     lease: timedelta
     overdue: timedelta
-    circuit: Circuit
     rng: Random = field(default_factory=Random)
+    on_failover: Callable[[Settled], None] = lambda _: None
+    suppressions: Suppressions = NOTHING_SUPPRESSED
     reading: dict[str, "asyncio.Future[EventData]"] = field(default_factory=dict)
 
     async def __call__(self, job: Dispatch, *, redelivered: bool = False) -> Result:
-        """Make one attempt, if the provider is used and the attempt can be claimed."""
-        passage = await self.circuit.admission()
-        if passage.paused:
-            return await self._hold_back(job, redelivered)
-        with self.circuit.passing(passage):
-            return await self._make(job, redelivered)
+        """Make one attempt, if a provider is used and the attempt can be claimed.
 
-    async def _hold_back(self, job: Dispatch, redelivered: bool) -> Result:
-        """Wait in the database for as long as the provider is left alone at least; no attempt is claimed."""
-        circuit, before = self.circuit, job.delivery
+        Where the provider turns out to be at fault, the next attempt is another's, at once. Should this process end in
+        between, the delivery is `retrying`: it goes on when its message comes again, or is due.
+        """
+        tried = NOBODY
+        while True:
+            member, result = await self._once(job, tried, redelivered)
+            if member is None or not isinstance(result, Settled) or not isinstance(result.outcome, FailedOver):
+                return result
+            self.on_failover(result)
+            job, tried, redelivered = job.again(result.delivery), tried | {member.name}, False
+
+    async def _once(self, job: Dispatch, tried: frozenset[str], redelivered: bool) -> tuple[Member | None, Result]:
+        """One attempt with one provider, as soon as it is known which; those that were `tried` are passed over."""
+        while True:
+            choice = self.pool.choose(job.delivery.recipient, tried)
+            match choice:
+                case Chosen(member):
+                    if (result := await self._through(choice, job, tried, redelivered)) is not None:
+                        return member, result
+                case Trying(member):
+                    await member.circuit.tried()
+                case Paused(member, until):
+                    return None, await self._hold_back(job, member, until, redelivered)
+                case Untaken():
+                    return None, await self._make(job, None, tried, redelivered)
+                case _:  # pragma: no cover
+                    assert_never(choice)
+
+    async def _through(self, chosen: Chosen, job: Dispatch, tried: frozenset[str], redelivered: bool) -> Result | None:
+        """Make the attempt when its turn has come; None if the provider was paused meanwhile."""
+        member = chosen.member
+        with member.circuit.passing(chosen.passage):
+            if member.limiter is not None:
+                if (until := await member.limiter.turn(job.delivery.lane)) is not None:
+                    return await self._hold(job, member, Reason.RATE_LIMITED, member.limiter.told, until, redelivered)
+                if member.circuit.why is not None:
+                    return None
+            return await self._make(job, member, tried, redelivered)
+
+    async def _hold_back(self, job: Dispatch, member: Member, until: datetime | None, redelivered: bool) -> Result:
+        """Wait in the database for as long as the providers are left alone at least; no attempt is claimed."""
+        why = f"{member.circuit.why or member.name}: {member.circuit.detail}"
+        return await self._hold(job, member, Reason.PROVIDER_PAUSED, why, self._spread(until), redelivered)
+
+    async def _hold(
+        self, job: Dispatch, member: Member, reason: Reason, why: str, until: datetime, redelivered: bool
+    ) -> Result:
+        before = job.delivery
         change = replace(
-            self._change(job, State.HELD, self.now(), Reason.PROVIDER_PAUSED, f"{circuit.why}: {circuit.detail}"),
-            attempt=before.attempt,
+            self._change(job, State.HELD, self.now(), reason, why, provider=member.name), attempt=before.attempt
         )
-        held = before.changed(change, self._when_asked())
+        held = before.changed(change, until)
         if not await self.deliveries.record(held, before.attempt, [change]):
             return await self._not_claimed(job, redelivered)
         await self.queue.status(held, change)
-        return HeldBack(held, self.provider.name)
+        return HeldBack(held, member.name)
 
-    async def _make(self, job: Dispatch, redelivered: bool) -> Result:
+    async def _make(self, job: Dispatch, member: Member | None, tried: frozenset[str], redelivered: bool) -> Result:
         """Claim → render → send → classify → record → settle."""
         claim = self._claim(job)
         if not (await self._still_due(job) and await self.deliveries.claim(claim)):
             return await self._not_claimed(job, redelivered)
-        started = self.now()
-        outcome = await self._attempt(job, started, claim.claimed_at + self.lease * SEND_SHARE)
+        started, provider = self.now(), member.name if member else ""
+        outcome = await self._attempt(job, member, tried, started, claim.claimed_at + self.lease * SEND_SHARE)
         ended = self.now()
-        delivery, changes = self._after(job, outcome, started, ended)
+        delivery, changes = self._after(job, provider, outcome, started, ended)
         if not await self.deliveries.record(delivery, job.attempt - 1, changes):
             await self.deliveries.note(
                 delivery.id, replace(changes[-1], detail=f"after its lease: {changes[-1].detail}")
             )
-            return Late(delivery, outcome, self.provider.name)
-        await self._settle(job, delivery, changes)
-        return Settled(delivery, outcome, self.provider.name, (ended - started).total_seconds())
+            return Late(delivery, outcome, provider)
+        await self._settle(job, delivery, changes, outcome)
+        return Settled(delivery, outcome, provider, (ended - started).total_seconds())
 
     async def _still_due(self, job: Dispatch) -> bool:
         """Whether a stale order is still to be carried out; the claims that would tell may have been deleted.
@@ -150,45 +194,55 @@ class Deliver:
         now = self.now()
         return Claim(job.delivery.claim_id(job.attempt), unique_token(), now, now + self.lease)
 
-    async def _attempt(self, job: Dispatch, now: datetime, deadline: datetime) -> Outcome:
-        expires = job.delivery.expires_at
-        if expires is not None and expires <= now:
-            return Expired(f"its time was over at {expires.isoformat()}")
+    async def _attempt(
+        self, job: Dispatch, member: Member | None, tried: frozenset[str], now: datetime, deadline: datetime
+    ) -> Outcome:
+        delivery = job.delivery
+        if delivery.expires_at is not None and delivery.expires_at <= now:
+            return Expired(f"its time was over at {delivery.expires_at.isoformat()}")
+        if (suppression := await screen(self.suppressions, delivery)) is not None:
+            return Suppressed(suppression.told)
+        if member is None:
+            return Failed(Reason.NOT_CONFIGURED, self.pool.untaken(delivery.channel, delivery.recipient))
         try:
             message = await self._render(job, deadline)
-            answer = await self._send(message, deadline)
+            answer = await self._send(message, member, deadline)
         except DeliveryFailure as failure:
-            return self._failed(job, failure)
-        return Sent(answer)
+            if failure.suppress and isinstance(failure, PermanentFailure):  # before it is recorded: a crash loses none
+                await suppress_refused(self.suppressions, delivery, member.name, self.now())
+            return self._failed(job, member, tried, failure)
+        return Sent(answer, plain_reference(answer.reference))
 
-    def _failed(self, job: Dispatch, failure: DeliveryFailure) -> Outcome:
+    def _failed(self, job: Dispatch, member: Member, tried: frozenset[str], failure: DeliveryFailure) -> Outcome:
         """What follows from a failure: the policy's answer, unless the provider alone is to blame."""
-        if self.circuit.forgives(failure, job.delivery.forgiven):
-            detail = f"{failure.detail}; the attempt does not count"
-            return Hold(failure.reason, detail, self._when_asked(), forgiven=True)
-        return self.policy.next_attempt(job.attempt - job.delivery.forgiven, failure, self.now(), self.rng)
+        forgiven, detail = job.delivery.forgiven, f"{failure.detail}; the attempt does not count"
+        if self.pool.fails_over(failure, job.delivery.recipient, tried | {member.name}, forgiven):
+            return FailedOver(failure.reason, detail)
+        if member.circuit.forgives(failure, forgiven):
+            return Hold(failure.reason, detail, self._spread(member.circuit.until), forgiven=True)
+        return self.policy.next_attempt(job.attempt - forgiven, failure, self.now(), self.rng)
 
-    def _when_asked(self) -> datetime:
-        """When the provider has been asked; spread a little, so that it is not always the same delivery that tries."""
-        return (self.circuit.until or self.now()) + HELD_SPREAD * self.rng.random()
+    def _spread(self, asked_at: datetime | None) -> datetime:
+        """When a provider has been asked; spread a little, so that it is not always the same delivery that tries."""
+        return (asked_at or self.now()) + HELD_SPREAD * self.rng.random()
 
-    async def _send(self, message: Message, deadline: datetime) -> Accepted:
+    async def _send(self, message: Message, member: Member, deadline: datetime) -> Accepted:
         """Send within the lease, and tell the circuit how that went."""
         left = self._left(deadline)
         try:
             async with asyncio.timeout(left):
-                answer = await self._handed_over(message)
+                answer = await self._handed_over(message, member)
         except TimeoutError:
             # neither a fault that counts nor an answer: one endpoint that hangs says nothing of the provider
             raise UnknownOutcome(Reason.TIMEOUT, "no answer within the lease") from None
-        self.circuit.ended(None)
+        member.circuit.ended(None)
         return answer
 
-    async def _handed_over(self, message: Message) -> Accepted:
+    async def _handed_over(self, message: Message, member: Member) -> Accepted:
         try:
-            return await self.provider.send(message)
+            return await member.provider.send(message)
         except DeliveryFailure as failure:
-            self.circuit.ended(failure)
+            member.circuit.ended(failure)
             raise
         except Exception as error:
             raise UnknownOutcome(Reason.INTERNAL_ERROR, place_of(error)) from error
@@ -209,7 +263,7 @@ class Deliver:
         except TimeoutError:
             raise TransientFailure(Reason.TIMEOUT, "the event could not be read within the lease") from None
         except TemplateError as error:
-            raise PermanentFailure(Reason.TEMPLATE_ERROR, str(error)) from None
+            raise PermanentFailure(error.reason, str(error)) from None
         except Exception as error:
             raise TransientFailure(Reason.INTERNAL_ERROR, place_of(error)) from error
 
@@ -225,6 +279,7 @@ class Deliver:
             content=self.renderer.render(delivery.channel, content, _context(event, delivery)),
             created_at=delivery.created_at,
             attachments=event.attachments,
+            event_key=delivery.event_key,
         )
 
     async def _event(self, delivery: Delivery) -> EventData:
@@ -250,40 +305,51 @@ class Deliver:
         notification = await self.catalog.version(delivery.notification, delivery.version)
         if notification is None:
             raise PermanentFailure(Reason.INTERNAL_ERROR, "the notification's version is no longer stored")
-        return notification.definition.channels[delivery.channel]
+        return notification.definition.contents[delivery.channel]
 
     def _after(
-        self, job: Dispatch, outcome: Outcome, started: datetime, ended: datetime
+        self, job: Dispatch, provider: str, outcome: Outcome, started: datetime, ended: datetime
     ) -> tuple[Delivery, list[Change]]:
         """The delivery and the changes that the attempt brought: that it was sending, and what came of it."""
         delivery, changes = job.delivery, []
-        if not isinstance(outcome, Expired):
-            sending = self._change(job, State.SENDING, started, Reason.CLAIMED)
+        if not isinstance(outcome, Expired | Suppressed):
+            sending = self._change(job, State.SENDING, started, Reason.CLAIMED, provider=provider)
             changes.append(sending)
-        change, due_at = self._outcome_change(job, outcome, ended)
+        change, due_at = self._outcome_change(job, provider, outcome, ended)
         changes.append(change)
         after = delivery.changed(change, due_at)
-        if isinstance(outcome, Hold) and outcome.forgiven:
+        if isinstance(outcome, FailedOver) or (isinstance(outcome, Hold) and outcome.forgiven):
             after = replace(after, forgiven=after.forgiven + 1)
         if isinstance(outcome, Failed):  # to be parked: by the sweeper, should this process end before it has done so
             after = replace(after, tell_at=ended + self.overdue)
+        if isinstance(outcome, Sent) and outcome.reference != delivery.ref:  # that one names the delivery itself
+            after = replace(after, reference=outcome.reference)
         return replace(after, history=(*delivery.history, *changes)), changes
 
-    def _outcome_change(self, job: Dispatch, outcome: Outcome, at: datetime) -> tuple[Change, datetime | None]:
+    def _outcome_change(
+        self, job: Dispatch, provider: str, outcome: Outcome, at: datetime
+    ) -> tuple[Change, datetime | None]:
+        change = partial(self._change, job, at=at, provider=provider)
         match outcome:
             case Sent(detail):
-                return self._change(job, State.SENT, at, Reason.ACCEPTED, detail), None
+                return change(State.SENT, reason=Reason.ACCEPTED, detail=detail), None
             case Retry(reason, detail, _, back, duplicate):
-                return self._change(job, State.RETRYING, at, reason, detail, duplicate), back + self.overdue
+                return change(State.RETRYING, reason=reason, detail=detail, duplicate=duplicate), back + self.overdue
+            case FailedOver(reason, detail):
+                return change(State.RETRYING, reason=reason, detail=detail), at + self.overdue
             case Hold(reason, detail, until, duplicate):
-                return self._change(job, State.HELD, at, reason, detail, duplicate), until
-            case Failed(reason, detail, duplicate):
-                return self._change(job, State.FAILED, at, reason, detail, duplicate), None
+                return change(State.HELD, reason=reason, detail=detail, duplicate=duplicate), until
+            case Failed(reason, detail, duplicate, suppressed):
+                failed = change(State.FAILED, reason=reason, detail=detail, duplicate=duplicate)
+                return failed.suppressing() if suppressed else failed, None
             case Unknown(reason, detail):
-                return self._change(job, State.UNKNOWN, at, reason, detail), None
+                return change(State.UNKNOWN, reason=reason, detail=detail), None
             case Expired(detail):
-                change = Change(State.EXPIRED, at, Reason.EXPIRED, job.delivery.epoch, job.attempt - 1, detail=detail)
-                return change, None
+                epoch, before = job.delivery.epoch, job.attempt - 1
+                return Change(State.EXPIRED, at, Reason.EXPIRED, epoch, before, detail=detail), None
+            case Suppressed(detail):
+                epoch, before = job.delivery.epoch, job.attempt - 1
+                return Change(State.SUPPRESSED, at, Reason.SUPPRESSED_ADDRESS, epoch, before, detail=detail), None
             case _:  # pragma: no cover
                 assert_never(outcome)
 
@@ -295,11 +361,14 @@ class Deliver:
         reason: Reason,
         detail: str | None = None,
         duplicate: bool = False,
+        *,
+        provider: str,
     ) -> Change:
-        return Change(state, at, reason, job.delivery.epoch, job.attempt, self.provider.name, detail, duplicate)
+        return Change(state, at, reason, job.delivery.epoch, job.attempt, provider or None, detail, duplicate)
 
-    async def _settle(self, job: Dispatch, delivery: Delivery, changes: list[Change]) -> None:
-        await self._follow_up(job.again(delivery))
+    async def _settle(self, job: Dispatch, delivery: Delivery, changes: list[Change], outcome: Outcome) -> None:
+        if not isinstance(outcome, FailedOver):  # what follows then follows here, and not from a queue
+            await self._follow_up(job.again(delivery))
         for change in changes:
             await self.queue.status(delivery, change)
         await self._told(delivery)

@@ -18,6 +18,7 @@ class Change:
     Attributes:
         attempt: the attempt that it belongs to; 0 where none was made.
         detail: for people; never an address or content.
+        address_suppressed: nothing more is sent to the delivery's address, because of this change.
     """
 
     state: State
@@ -28,11 +29,16 @@ class Change:
     provider: str | None = None
     detail: str | None = None
     possible_duplicate: bool = False
+    address_suppressed: bool = False
 
     def __post_init__(self) -> None:
         """Whatever the detail was made of, it can be stored."""
         if self.detail is not None:
             object.__setattr__(self, "detail", detail_text(self.detail))
+
+    def suppressing(self) -> "Change":
+        """The same, and it has cost the address its use."""
+        return replace(self, address_suppressed=True)
 
     def document(self) -> dict[str, Any]:
         """The change as a flat record, without what is unset."""
@@ -45,6 +51,7 @@ class Change:
             "provider": self.provider,
             "detail": self.detail,
             "possible_duplicate": self.possible_duplicate or None,
+            "address_suppressed": self.address_suppressed or None,
         }
         return {name: value for name, value in record.items() if value is not None}
 
@@ -58,10 +65,11 @@ class Delivery:
         event_key: the event in the database; `event_id` is the producer's.
         epoch: 1, and one more with each replay; attempts are counted within it.
         attempt: the last attempt of this epoch whose outcome is on record; 0 before the first.
-        forgiven: how many of this epoch's attempts do not count, because the provider was at fault and paused.
+        forgiven: how many of this epoch's attempts do not count, because a provider was at fault: paused, or followed.
         due_at: when the sweeper looks after it, if nobody has by then; None once final.
         tell_at: when the sweeper tells of the final state, if whoever recorded it has not been able to; None once told.
         possible_duplicate: an attempt with unknown outcome was followed by another.
+        reference: what `provider` called the message when it took it; None where that is `ref` or nothing.
     """
 
     id: str
@@ -88,6 +96,7 @@ class Delivery:
     tell_at: datetime | None = None
     expires_at: datetime | None = None
     possible_duplicate: bool = False
+    reference: str | None = None
     history: tuple[Change, ...] = ()
 
     @property
@@ -117,6 +126,7 @@ class Delivery:
             attempt=change.attempt,
             provider=change.provider or self.provider,
             forgiven=self.forgiven if change.epoch == self.epoch else 0,
+            reference=self.reference if change.epoch == self.epoch else None,
             due_at=due_at,
             tell_at=None,
             updated_at=change.at,

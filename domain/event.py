@@ -3,7 +3,7 @@
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar
@@ -168,6 +168,14 @@ class Recipient(_Document):
         """Whether the channel can reach this recipient."""
         return bool(getattr(self, self.ADDRESS_FIELDS[channel]))
 
+    def each(self, channel: Channel) -> Iterator["Recipient"]:
+        """The recipient once for each place where the channel reaches it: of several devices, each with one of them."""
+        if channel is not Channel.PUSH or len(self.push) < 2:
+            yield self
+            return
+        for target in dict.fromkeys(self.push):
+            yield self.model_copy(update={"push": (target,)})
+
     def at(self, channel: Channel) -> str:
         """Who it is and where the channel reaches it: what makes two entries of an event the same delivery."""
         return f"{self.id or ''}\n{getattr(self, self.ADDRESS_FIELDS[channel]) or ''}"
@@ -209,6 +217,21 @@ class FaultyRecipient:
         return usable is not None and any(
             usable.has_address(channel) for channel in Channel if channel != Channel.INBOX
         )
+
+    def each(self, channel: Channel) -> Iterator["Recipient | FaultyRecipient"]:
+        """As `Recipient.each`; what cannot be used on the channel is one more, and stops no device that can."""
+        fault = self.fault_for(channel)
+        if self.usable is not None and (fault is None or (channel is Channel.PUSH and self.usable.push)):
+            yield from self.usable.each(channel)
+        if self.usable is None or fault is not None:
+            yield self._without_devices()
+
+    def _without_devices(self) -> "FaultyRecipient":
+        """What is left of it when its usable devices have deliveries of their own."""
+        if self.usable is None or not self.usable.push:
+            return self
+        left = self.usable.model_copy(update={"push": ()})
+        return replace(self, usable=left if any(map(left.has_address, Channel)) else None)
 
     def at(self, channel: Channel) -> str:
         """As `Recipient.at`; what cannot be used is told from others by its position."""
@@ -432,10 +455,20 @@ def _faulty(position: int, item: Any, error: ValidationError) -> FaultyRecipient
     if not bad <= set(Recipient.ADDRESS_FIELDS.values()):
         return FaultyRecipient(position, faults, None)
     try:
-        usable = Recipient.model_validate({name: value for name, value in item.items() if name not in bad})
+        kept = {name: value for name, value in item.items() if name not in bad}
+        usable = Recipient.model_validate(kept | _usable_devices(item, faults))
     except ValidationError:
         return FaultyRecipient(position, faults, None)
     return FaultyRecipient(position, faults, usable)
+
+
+def _usable_devices(item: Mapping[str, Any], faults: Sequence[Fault]) -> dict[str, Any]:
+    """The `push` of a recipient, without those of its devices that have a fault; nothing if the list itself has one."""
+    places = [place for fault in faults if (place := fault.field.split("."))[0] == "push"]
+    if not places or any(len(place) < 2 or not place[1].isdecimal() for place in places):
+        return {}
+    wrong = {int(place[1]) for place in places}
+    return {"push": [target for position, target in enumerate(item["push"]) if position not in wrong]}
 
 
 def _placed(recipient: FaultyRecipient) -> Iterator[Fault]:

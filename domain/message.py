@@ -26,6 +26,11 @@ class Accepted(str):
         return made
 
 
+def plain_reference(reference: str | None) -> str | None:
+    """A provider's reference as it is stored and looked for: a Message-ID with or without its brackets is one."""
+    return reference and (reference.strip().removeprefix("<").removesuffix(">") or None)
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One rendered message.
@@ -34,8 +39,10 @@ class Message:
         delivery_id: for logs; never the address or the content.
         idempotency_key: `<delivery>/<epoch>`, the same for every attempt of an epoch.
         recipient: the recipient's fields as published (`email`, `phone`, `webhook`, …).
-        content: the rendered fields of the channel's content (`subject`, `text`, `html`, `title`, `payload`).
+        content: the rendered fields of the channel's content (`subject`, `text`, `html`, `title`, `payload`, …); more
+            header fields of a mail are `headers.<Name>`.
         created_at: when the delivery's event was received; the same for every attempt.
+        event_key: of the event, whose attachments are fetched once for all of its deliveries; empty: for this one.
     """
 
     delivery_id: str
@@ -45,3 +52,4 @@ class Message:
     content: Mapping[str, str] = field(repr=False)
     created_at: datetime
     attachments: tuple[Attachment, ...] = field(default=(), repr=False)
+    event_key: str = ""

@@ -8,9 +8,10 @@ from domain.vocabulary import Reason
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The provider accepted it. `detail` is the provider's answer."""
+    """The provider accepted it. `detail` is the provider's answer, `reference` what it calls the message."""
 
     detail: str
+    reference: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,26 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedOver:
+    """Its provider was at fault, nothing was sent: it does not count, and another provider takes the next at once."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
-    """It failed for good and is parked; `possible_duplicate`: it may have been sent all the same."""
+    """It failed for good and is parked.
+
+    Attributes:
+        possible_duplicate: it may have been sent all the same.
+        address_suppressed: the provider has refused the address as such, and nothing more is sent to it.
+    """
 
     reason: Reason
     detail: str
     possible_duplicate: bool = False
+    address_suppressed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,4 +77,11 @@ class Expired:
     detail: str
 
 
-Outcome = Sent | Retry | Hold | Failed | Unknown | Expired
+@dataclass(frozen=True, slots=True)
+class Suppressed:
+    """It was not sent because its address is suppressed; `detail` says why and since when."""
+
+    detail: str
+
+
+Outcome = Sent | Retry | Hold | FailedOver | Failed | Unknown | Expired | Suppressed

@@ -1,6 +1,7 @@
 """From an event and the notifications on it to deliveries. Pure: planning twice comes to the same."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from domain.delivery import Change, Delivery, delivery_id
 from domain.event import Event, FaultyRecipient, Recipient
 from domain.notification import INLINE, Definition, Notification, check_content
-from domain.ports import Renderer, SchemaCheck
+from domain.ports import NotANumber, Numbers, Renderer, SchemaCheck
 from domain.text import describe
 from domain.vocabulary import Channel, Lane, Reason, State
 
@@ -32,6 +33,16 @@ class Verdict:
     detail: str | None = None
 
 
+class _AsPublished:
+    """`domain.ports.Numbers` that takes every number as it came."""
+
+    def normalised(self, number: str) -> str:
+        return number
+
+
+_AS_PUBLISHED = _AsPublished()
+
+
 @dataclass(frozen=True, slots=True)
 class When:
     """When the event was received, and when it is planned: later, where a process died in between."""
@@ -47,12 +58,14 @@ class Planner:
     Attributes:
         configured: the channels that have a provider.
         overdue: how long a queued delivery may stay untouched before the sweeper looks after it.
+        numbers: which phone numbers can be dialled; by default each is taken as it was published.
     """
 
     renderer: Renderer
     schemas: SchemaCheck
     configured: frozenset[Channel]
     overdue: timedelta
+    numbers: Numbers = _AS_PUBLISHED
 
     def plan(
         self, event: Event, notifications: Sequence[Notification], received_at: datetime, now: datetime
@@ -81,8 +94,9 @@ class Planner:
         when: When,
     ) -> Iterator[Delivery]:
         for channel, verdict in verdicts.items():
-            own = _reachable(recipient, channel) or verdict
-            yield self._delivery(event, source, channel, own, recipient, when)
+            for reached in recipient.each(channel):
+                own = _reachable(reached, channel, self.numbers) or verdict
+                yield self._delivery(event, source, channel, own, reached, when)
 
     def _delivery(
         self,
@@ -105,7 +119,7 @@ class Planner:
             version=source.version,
             channel=channel,
             lane=event.lane or (source.definition and source.definition.lane) or Lane.NORMAL,
-            recipient=usable.document() if usable else {},
+            recipient=_document(usable, channel, self.numbers) if usable else {},
             recipient_key=recipient.key,
             state=verdict.state,
             reason=verdict.reason,
@@ -139,7 +153,9 @@ class Planner:
         content = source.channels[channel]
         if faults := self._data_faults(event, source.definition):
             return Verdict(State.FAILED, Reason.DATA_INVALID, faults)
-        if wrong := (*check_content(channel, content), *self.renderer.check(channel, content)):
+        # A notification's content has been checked when it was read; what it shares is no field of it.
+        inline = () if source.definition else check_content(channel, content)
+        if wrong := inline or tuple(self.renderer.check(channel, content)):
             return Verdict(State.FAILED, Reason.TEMPLATE_ERROR, describe(wrong))
         if missing := self.renderer.missing(channel, content, event.data):
             return Verdict(State.FAILED, Reason.TEMPLATE_ERROR, f"data lacks {', '.join(missing)}")
@@ -166,7 +182,7 @@ def sources(event: Event, notifications: Sequence[Notification]) -> list[Source]
         found = [Source(_chosen(event.content, event.channels))]
     else:
         found = [
-            Source(_chosen(n.definition.channels, event.channels), n.name, n.version, n.definition)
+            Source(_chosen(n.definition.contents, event.channels), n.name, n.version, n.definition)
             for n in notifications
         ]
     return [source for source in found if source.channels]
@@ -186,7 +202,7 @@ def _chosen(
     return {channel: content for channel, content in channels.items() if wanted is None or channel in wanted}
 
 
-def _reachable(recipient: Recipient | FaultyRecipient, channel: Channel) -> Verdict | None:
+def _reachable(recipient: Recipient | FaultyRecipient, channel: Channel, numbers: Numbers) -> Verdict | None:
     if isinstance(recipient, FaultyRecipient):
         if fault := recipient.fault_for(channel):
             return Verdict(State.FAILED, Reason.BAD_ADDRESS, fault)
@@ -196,4 +212,23 @@ def _reachable(recipient: Recipient | FaultyRecipient, channel: Channel) -> Verd
     if not recipient.has_address(channel):
         needed = Recipient.ADDRESS_FIELDS[channel]
         return Verdict(State.SUPPRESSED, Reason.NO_ADDRESS, f"the recipient has no {needed}")
+    if channel is Channel.SMS and (wrong := _wrong_number(recipient, numbers)):
+        return Verdict(State.FAILED, Reason.BAD_ADDRESS, f"phone: {wrong}")
     return None
+
+
+def _wrong_number(recipient: Recipient, numbers: Numbers) -> str | None:
+    try:
+        numbers.normalised(recipient.phone or "")
+    except NotANumber as fault:
+        return str(fault)
+    return None
+
+
+def _document(recipient: Recipient, channel: Channel, numbers: Numbers) -> dict[str, Any]:
+    """The recipient as its delivery keeps it: with the number as it is dialled, where it is dialled."""
+    document = recipient.document()
+    if channel is Channel.SMS and recipient.phone:
+        with suppress(NotANumber):  # the delivery has ended by that already
+            document["phone"] = numbers.normalised(recipient.phone)
+    return document

@@ -4,7 +4,7 @@ An implementation waits out an outage of its server (with backoff) rather than r
 awaits holds its message un-acknowledged, which is what stops the flow.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch
 from domain.event import Incoming
+from domain.inbox import InboxItem, Marking
 from domain.message import Accepted, Message
 from domain.notification import Definition, Notification
 from domain.text import Fault
@@ -127,6 +128,10 @@ class Deliveries(Protocol):
         """The delivery as stored."""
         ...
 
+    async def by_reference(self, reference: str, providers: Collection[str]) -> Delivery | None:
+        """The delivery that one of these providers took under this reference."""
+        ...
+
     async def ids_of_event(self, event_key: str) -> Sequence[str]:
         """The ids of an event's deliveries."""
         ...
@@ -147,8 +152,11 @@ class Deliveries(Protocol):
         """
         ...
 
-    async def note(self, delivery_id: str, change: Change) -> None:
-        """Append to the history alone: what a claim that had lost its lease found out too late."""
+    async def note(self, delivery_id: str, change: Change, *, once: bool = False) -> bool:
+        """Append to the history alone: what a claim that had lost its lease found out too late, or a receipt tells.
+
+        `once`: only if it has no change to the same state, for the same reason, in the same epoch; whether it had none.
+        """
         ...
 
     async def due(self, now: datetime, limit: int) -> Sequence[Delivery]:
@@ -169,6 +177,13 @@ class Deliveries(Protocol):
 
     async def reopen(self, before: Delivery, after: Delivery, change: Change) -> bool:
         """Move a final delivery on, if it still stands in the state and epoch of `before`: one caller wins."""
+        ...
+
+    async def refine(self, before: Delivery, after: Delivery, change: Change) -> bool:
+        """As `reopen`, for many at a time.
+
+        Of two callers with the very same change at one moment both may be told True.
+        """
         ...
 
     def dead(self, chosen: DeadFilter, limit: int | None) -> AsyncIterator[Delivery]:
@@ -234,6 +249,14 @@ class DispatchQueue(Protocol):
 class TemplateError(Exception):
     """A template cannot be read, or cannot be rendered with this data; the message says which field and why."""
 
+    reason = Reason.TEMPLATE_ERROR
+
+
+class MessageTooLarge(TemplateError):
+    """What was rendered is longer than its channel takes."""
+
+    reason = Reason.MESSAGE_TOO_LARGE
+
 
 class Renderer(Protocol):
     """Templates."""
@@ -260,6 +283,76 @@ class SchemaCheck(Protocol):
 
     def faults(self, definition: Definition, data: Mapping[str, Any]) -> Sequence[Fault]:
         """Where the data does not follow the definition's schema."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """An endpoint that has done nothing but fail.
+
+    Attributes:
+        since: its first failure.
+        last: the failure that was noted before this one; or this one.
+    """
+
+    since: datetime
+    last: datetime
+
+
+class Endpoints(Protocol):
+    """Which recipients' endpoints have done nothing but fail, and since when; by digests of their URLs."""
+
+    async def failing(self, key: str, now: datetime, *, afresh: bool = False) -> Failing:
+        """Note a failure. `afresh`: it is the first one, whatever was before."""
+        ...
+
+    async def answered(self, keys: Collection[str]) -> None:
+        """Note that these have answered: what was known of them is over."""
+        ...
+
+
+class NotANumber(Exception):
+    """It is no phone number that can be dialled; the message says why, without it."""
+
+
+class Numbers(Protocol):
+    """Phone numbers."""
+
+    def normalised(self, number: str) -> str:
+        """The one form in which it is dialled from anywhere (E.164).
+
+        Raises:
+            NotANumber: what is wrong with it.
+        """
+        ...
+
+
+class Files(Protocol):
+    """Files that go along with the deliveries of an event, fetched once for all of them."""
+
+    async def once(
+        self, event_key: str, source: str, fetch: Callable[[], Awaitable[bytes]], within: timedelta
+    ) -> bytes:
+        """The file of a source, fetched by whoever asks for it first, in whichever process; the others wait.
+
+        `source` names what is fetched, and under which rules: a failure counts for all who ask for the same.
+        `within`: how long `fetch` may take.
+
+        Raises:
+            DeliveryFailure: what `fetch` raised, also to those who ask shortly afterwards.
+        """
+        ...
+
+
+class Inbox(Protocol):
+    """The inboxes of all recipients."""
+
+    async def add(self, item: InboxItem) -> bool:
+        """Store it durably; False if it is there already, and stays as it is."""
+        ...
+
+    async def mark(self, marking: Marking) -> None:
+        """Set the mark on those of the items that are there and the recipient's own; repeating it changes nothing."""
         ...
 
 

@@ -41,7 +41,7 @@ class RetryPolicy:
         """Decide what follows attempt number `attempt` (from 1), which ended in `failure` at `now`."""
         match failure:
             case PermanentFailure():
-                return Failed(failure.reason, failure.detail)
+                return Failed(failure.reason, failure.detail, address_suppressed=failure.suppress)
             case UnknownOutcome() if self.semantics is Semantics.AT_MOST_ONCE:
                 return Unknown(failure.reason, failure.detail)
             case UnknownOutcome() | TransientFailure():

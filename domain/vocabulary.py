@@ -90,6 +90,13 @@ class Reason(StrEnum):
     PROVIDER_PAUSED = "provider_paused"
     # final, good
     ACCEPTED = "accepted"
+    # what a receipt said
+    DELIVERED = "delivered"
+    COMPLAINED = "complained"
+    UNSUBSCRIBED = "unsubscribed"
+    HARD_BOUNCE = "hard_bounce"
+    SOFT_BOUNCE = "soft_bounce"
+    NOT_DELIVERED = "not_delivered"
     # the provider or the way to it: worth another attempt
     TIMEOUT = "timeout"
     CONNECTION_REFUSED = "connection_refused"
@@ -120,10 +127,14 @@ class Reason(StrEnum):
     DATA_INVALID = "data_invalid"
     # final by decision
     NO_ADDRESS = "no_address"
+    SUPPRESSED_ADDRESS = "suppressed_address"
     EXPIRED = "expired"
     CANCELLED = "cancelled"
     DROPPED = "dropped"
-    # events (and commands) that cannot be used
+    # receipts that are about nothing that is stored, or not yet
+    UNKNOWN_DELIVERY = "unknown_delivery"
+    NOT_SENT = "not_sent"
+    # events, commands and receipts that cannot be used
     NOT_JSON = "not_json"
     TOO_LARGE = "too_large"
     TOO_DEEP = "too_deep"
@@ -137,3 +148,29 @@ class Reason(StrEnum):
     def _missing_(cls, value: object) -> "Reason | None":
         """Old and new versions run side by side: a word of the newer one must not stop the older one's sweeper."""
         return cls.UNRECOGNISED if isinstance(value, str) else None
+
+
+class SuppressionReason(StrEnum):
+    """Why nothing more is sent to an address. Closed: it is a metric label."""
+
+    HARD_BOUNCE = "hard_bounce"
+    """A receipt said that the address does not exist, or never takes mail."""
+    SOFT_BOUNCES = "soft_bounces"
+    """Five deliveries in a row bounced for a reason that might have passed."""
+    COMPLAINT = "complaint"
+    """The recipient called a message spam."""
+    UNSUBSCRIBED = "unsubscribed"
+    """The recipient wants no more."""
+    DEAD_TOKEN = "dead_token"  # noqa: S105 - a reason, no secret
+    """The push service no longer knows the app's installation."""
+    ENDPOINT_GONE = "endpoint_gone"
+    """A webhook's endpoint answered that it is gone."""
+    REJECTED = "rejected"
+    """A provider refused the address itself when something was sent to it."""
+    MANUAL = "manual"
+    """An operator's decision."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "SuppressionReason | None":
+        """Old and new versions run side by side: an address that the newer one suppressed stays so for the older."""
+        return cls.MANUAL if isinstance(value, str) else None

@@ -7,7 +7,12 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from bson.codec_options import CodecOptions
-from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
+from motor.motor_asyncio import (
+    AsyncIOMotorClient,
+    AsyncIOMotorCollection,
+    AsyncIOMotorDatabase,
+    AsyncIOMotorGridFSBucket,
+)
 from pymongo import ASCENDING, DESCENDING, IndexModel, WriteConcern
 from pymongo.errors import ConnectionFailure, ExecutionTimeout, PyMongoError, WriteConcernError, WTimeoutError
 from pymongo.read_concern import ReadConcern
@@ -44,6 +49,12 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("tell_at", ASCENDING)], name="tell_at", partialFilterExpression={"tell_at": {"$exists": True}}),
         # an event's, in the order of every list; the audit counts them by its first field
         IndexModel([("event_key", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="event_list"),
+        # a receipt's: what a provider called a message; a mail server's receipts name the delivery itself
+        IndexModel(
+            [("reference", ASCENDING), ("created_at", DESCENDING)],
+            name="reference",
+            partialFilterExpression={"reference": {"$exists": True}},
+        ),
         # retention's: those that became final longest ago
         IndexModel([("state", ASCENDING), ("updated_at", ASCENDING)], name="age"),
         # the audit's: the few that may have been sent twice
@@ -69,9 +80,55 @@ INDEXES: dict[str, list[IndexModel]] = {
     "attempts": [
         IndexModel([("lease_until", ASCENDING)], name="lease"),
     ],
+    "attachments": [
+        # retention's: those that were fetched longest ago
+        IndexModel([("at", ASCENDING)], name="at"),
+        # and whether another event has the same file
+        IndexModel([("file", ASCENDING)], name="file", partialFilterExpression={"file": {"$exists": True}}),
+    ],
+    # as GridFS would make them itself, when the first file is stored
+    "files.files": [
+        IndexModel([("filename", ASCENDING), ("uploadDate", ASCENDING)], name="filename_1_uploadDate_1"),
+    ],
+    "files.chunks": [
+        IndexModel([("files_id", ASCENDING), ("n", ASCENDING)], name="files_id_1_n_1", unique=True),
+    ],
     "notifications": [
         # the catalog's: the last version of a name
         IndexModel([("name", ASCENDING), ("version", ASCENDING)], name="version"),
+    ],
+    "suppressions": [
+        # every consumer's: what is new, told by the keys alone
+        IndexModel([("updated_at", ASCENDING), ("_id", ASCENDING)], name="changed"),
+        # the operator's: equality on channel and reason (all of them where none is asked for), merged in this order
+        IndexModel(
+            [("channel", ASCENDING), ("reason", ASCENDING), ("since", DESCENDING), ("_id", ASCENDING)], name="list"
+        ),
+        IndexModel([("expires_at", ASCENDING)], name="expires", expireAfterSeconds=0),
+    ],
+    "soft_bounces": [
+        IndexModel([("at", ASCENDING)], name="at", expireAfterSeconds=180 * 24 * 60 * 60),
+    ],
+    "endpoints": [
+        # of those that nobody calls any more; twice the longest that a setting can ask for
+        IndexModel([("at", ASCENDING)], name="at", expireAfterSeconds=60 * 24 * 60 * 60),
+    ],
+    "inbox": [
+        # every list: equality on the recipient and on whether it is archived, in this order
+        IndexModel(
+            [("recipient", ASCENDING), ("archived", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING)], name="list"
+        ),
+        # what is still unseen or unread, which is little: counted, and found when all of it is marked
+        *(
+            IndexModel(
+                [("recipient", ASCENDING), ("at", ASCENDING), (name, ASCENDING)],
+                name=name,
+                partialFilterExpression={name: True},
+            )
+            for name in ("unseen", "unread")
+        ),
+        # retention's: the oldest
+        IndexModel([("at", ASCENDING)], name="at"),
     ],
     "suspects": [
         IndexModel([("at", ASCENDING)], name="at", expireAfterSeconds=24 * 60 * 60),
@@ -101,6 +158,10 @@ class Database:
     def collection(self, name: str) -> Collection:
         """A collection whose writes are majority-committed and journalled."""
         return self._database[name]
+
+    def bucket(self, name: str) -> AsyncIOMotorGridFSBucket:
+        """A GridFS bucket, its writes as safe as those of a collection."""
+        return AsyncIOMotorGridFSBucket(self._database, bucket_name=name)
 
     async def run(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Call the operation until it gets through; it must be harmless to repeat."""

@@ -1,6 +1,6 @@
 """The deliveries and the claims on their attempts."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from heapq import nlargest
@@ -72,6 +72,7 @@ class MongoDeliveries:
         self._database = database
         self._collection = database.collection("deliveries")
         self._attempts = database.collection("attempts")
+        self._reads: GroupCommit[str, Delivery | None] = GroupCommit(self._read_all)
         self._inserts: GroupCommit[Document, bool] = GroupCommit(self._insert)
         self._claims: GroupCommit[Claim, bool] = GroupCommit(self._insert_claims)
         self._records: GroupCommit[_Record, bool] = GroupCommit(self._write_records)
@@ -87,8 +88,14 @@ class MongoDeliveries:
                 raise result
 
     async def get(self, delivery_id: str) -> Delivery | None:
-        """By primary key."""
-        document = await self._database.run(lambda: self._collection.find_one({"_id": delivery_id}))
+        """By primary key, with whoever else reads one at this moment."""
+        return await self._reads.submit(delivery_id)
+
+    async def by_reference(self, reference: str, providers: Collection[str]) -> Delivery | None:
+        """From the partial index `reference`; the latest, should a provider use a reference twice."""
+        query = {"reference": reference, "provider": {"$in": list(providers)}}
+        latest = [("created_at", DESCENDING)]
+        document = await self._database.run(lambda: self._collection.find_one(query, sort=latest, hint="reference"))
         return read_delivery(document) if document else None
 
     async def claim(self, claim: Claim) -> bool:
@@ -111,12 +118,17 @@ class MongoDeliveries:
         }
         return await self._records.submit(_Record(delivery, Update(condition, _update(delivery, changes))))
 
-    async def note(self, delivery_id: str, change: Change) -> None:
+    async def note(self, delivery_id: str, change: Change, *, once: bool = False) -> bool:
         """A late `sent` makes what was sent meanwhile a possible duplicate."""
+        condition: Document = {"_id": delivery_id}
+        if once:
+            same = {"state": str(change.state), "reason": str(change.reason), "epoch": change.epoch}
+            condition["history"] = {"$not": {"$elemMatch": same}}
         update: Document = {"$push": {"history": change.document()}}
         if change.state is State.SENT:
             update["$set"] = {"possible_duplicate": True}
-        await self._database.run(lambda: self._collection.update_one({"_id": delivery_id}, update))
+        result = await self._database.run(lambda: self._collection.update_one(condition, update))
+        return bool(result.matched_count)
 
     async def due(self, now: datetime, limit: int) -> Sequence[Delivery]:
         """From the partial index `due`."""
@@ -146,6 +158,8 @@ class MongoDeliveries:
         """One conditional update: of two callers, one matches."""
         condition = {"_id": before.id, "state": str(before.state), "epoch": before.epoch}
         update = _update(after, [change])
+        if before.reference is not None and after.reference is None:  # the epoch that it belonged to is over
+            update = {**update, "$unset": {**update.get("$unset", {}), "reference": ""}}
         tries = 0
 
         async def write() -> bool:
@@ -155,6 +169,11 @@ class MongoDeliveries:
 
         # a repetition of an update that an outage had left unanswered matches nothing, but finds its own work
         return await self._database.run(write) or (tries > 1 and (await self._applied([after]))[0])
+
+    async def refine(self, before: Delivery, after: Delivery, change: Change) -> bool:
+        """A conditional update, grouped with others'."""
+        condition = {"_id": before.id, "state": str(before.state), "epoch": before.epoch}
+        return await self._records.submit(_Record(after, Update(condition, _update(after, [change]))))
 
     async def dead(self, chosen: DeadFilter, limit: int | None) -> AsyncIterator[Delivery]:
         """From the partial index `dead`; in pages, so that a long run holds no cursor open.
@@ -269,6 +288,12 @@ class MongoDeliveries:
         )
         return found["updated_at"] if found else None
 
+    async def _read_all(self, ids: list[str]) -> Sequence[Delivery | Exception | None]:
+        query = self._collection.find({"_id": {"$in": ids}})
+        documents = await self._database.run(lambda: query.clone().to_list(None))
+        found = {document["_id"]: document for document in documents}
+        return [_delivery_or_fault(found.get(each)) for each in ids]
+
     async def _insert(self, documents: list[Document]) -> Sequence[bool | Exception]:
         return await insert_all(self._database, self._collection, documents)
 
@@ -294,6 +319,14 @@ class MongoDeliveries:
         return [_same(stored.get(delivery.id), delivery) for delivery in deliveries]
 
 
+def _delivery_or_fault(document: Document | None) -> Delivery | Exception | None:
+    """One that cannot be read is its own reader's fault alone."""
+    try:
+        return read_delivery(document) if document else None
+    except (ValueError, KeyError, TypeError) as error:
+        return error
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -314,6 +347,8 @@ def _update(delivery: Delivery, changes: Sequence[Change]) -> Document:
     values = {name: str(value) if isinstance(value, State | Reason) else value for name, value in values.items()}
     if delivery.possible_duplicate:
         values["possible_duplicate"] = True
+    if delivery.reference is not None:
+        values["reference"] = delivery.reference
     unset = {name: "" for name, value in values.items() if value is None}
     update: Document = {"$set": {name: value for name, value in values.items() if value is not None}}
     update["$push"] = {"history": {"$each": [change.document() for change in changes], "$slice": -HISTORY_KEPT}}

@@ -12,10 +12,13 @@ from pymongo import ASCENDING
 
 from domain.vocabulary import REPLAYABLE, EventState, State
 from storage.database import Collection, Database, Document
+from storage.files import BUCKET
 from storage.writes import delete_all
 
 BATCH = 500
 """Documents looked at together."""
+FILES = 20
+"""Attachments deleted together, each of some tens of chunks: one command ends long before a client gives it up."""
 AGAIN_AFTER = timedelta(days=1)
 """How often a walk begins anew, to see again what it had to keep."""
 SKEW = timedelta(hours=1)
@@ -111,12 +114,18 @@ class MongoRetention:
     database: Database
     _events: _Walk = field(init=False)
     _attempts: _Walk = field(init=False)
+    _attachments: _Walk = field(init=False)
     _deliveries: Collection = field(init=False)
+    _files: Collection = field(init=False)
+    _chunks: Collection = field(init=False)
 
     def __post_init__(self) -> None:
         self._events = _Walk(self.database.collection("events"), "received_at", "received")
         self._attempts = _Walk(self.database.collection("attempts"), "lease_until", "lease")
+        self._attachments = _Walk(self.database.collection("attachments"), "at", "at")
         self._deliveries = self.database.collection("deliveries")
+        self._files = self.database.collection(f"{BUCKET}.files")
+        self._chunks = self.database.collection(f"{BUCKET}.chunks")
 
     async def announce(self, cutoffs: Cutoffs) -> None:
         """Say what may be deleted from now on (`read_horizon`), before it is: later than before, never earlier."""
@@ -158,6 +167,60 @@ class MongoRetention:
         deleted = await self._delete(self._events.collection, {**condition, "$or": states}) if ids else 0
         return Step({"events": deleted}, self._events.passed(page, deleted))
 
+    async def inbox(self, before: datetime) -> Step:
+        """Items that were put into inboxes before this time, whatever was done to them."""
+        collection, old = self.database.collection("inbox"), {"at": {"$lt": before}}
+        query = collection.find(old, {"_id": 1}).sort("at", ASCENDING).limit(BATCH).hint("at")
+        ids = [document["_id"] for document in await self.database.run(lambda: query.clone().to_list(BATCH))]
+        deleted = await self._delete(collection, {"_id": {"$in": ids}}) if ids else 0
+        return Step({"inbox": deleted}, len(ids) == BATCH)
+
+    async def files(self, before: datetime) -> Step:
+        """Attachments that were fetched before this time for events that are no more, and files that nobody else has.
+
+        An attachment goes after its files, so that one which is cut short is come upon again.
+        """
+        page = await self._page(self._attachments, before - 2 * LAG)
+        gone = await self._without_event([document["_id"] for document in page])
+        deleted = 0
+        for start in range(0, len(gone), FILES):
+            deleted += await self._delete_attachments(gone[start : start + FILES], before)
+        return Step({"attachments": deleted}, self._attachments.passed(page, deleted))
+
+    async def _without_event(self, keys: list[str]) -> list[str]:
+        """Those of these attachments whose event has been deleted."""
+        query = self._events.collection.find({"_id": {"$in": [_event_of(key) for key in keys]}}, {"_id": 1})
+        found = await self.database.run(lambda: query.clone().hint("_id_").to_list(None)) if keys else []
+        events = {document["_id"] for document in found}
+        return [key for key in keys if _event_of(key) not in events]
+
+    async def _delete_attachments(self, keys: list[str], before: datetime) -> int:
+        attachments = self._attachments.collection
+        query = attachments.find({"_id": {"$in": keys}}, {"file": 1, "uploads": 1}).hint("_id_")
+        found = await self.database.run(lambda: query.clone().to_list(None))
+        files = {document["_id"]: _files_of(document) for document in found}
+        kept = await self._delete_files(set().union(*files.values()), keys, before)
+        over = [key for key, own in files.items() if not own & kept]
+        return await self._delete(attachments, {"_id": {"$in": over}}) if over else 0
+
+    async def _delete_files(self, ids: set[Any], keys: list[str], before: datetime) -> set[Any]:
+        """Delete what no other attachment has; returns which of the files are left although none has.
+
+        One that was used lately may be about to become another event's: its attachment is seen after this look.
+        """
+        elsewhere = {"file": {"$in": list(ids)}, "_id": {"$nin": keys}}
+        shared = await self.database.run(lambda: self._attachments.collection.distinct("file", elsewhere))
+        mine = list(ids - set(shared))
+        if not mine:
+            return set()
+        unused = {"_id": {"$in": mine}, "metadata.used_at": {"$lt": before}}
+        await self._delete(self._files, unused)
+        query = self._files.find({"_id": {"$in": mine}}, {"_id": 1}).hint("_id_")
+        left = {document["_id"] for document in await self.database.run(lambda: query.clone().to_list(None))}
+        chunks = {"files_id": {"$in": [file for file in mine if file not in left]}}
+        await self.database.run(lambda: self._chunks.delete_many(chunks, hint="files_id_1_n_1"))
+        return left
+
     async def _final(self, name: str, states: list[str], before: datetime) -> Step:
         # one of whose end nobody has been told yet is not over
         over: Document = {"state": {"$in": states}, "updated_at": {"$lt": before}, "tell_at": {"$exists": False}}
@@ -190,6 +253,15 @@ class MongoRetention:
     async def _delete(self, collection: Collection, condition: Mapping[str, Any]) -> int:
         result = await self.database.run(lambda: collection.delete_many(condition, hint="_id_"))
         return result.deleted_count
+
+
+def _event_of(attachment: str) -> str:
+    return attachment.split("/")[0]
+
+
+def _files_of(attachment: Document) -> set[Any]:
+    """All that were ever stored for it, also those of a process that ended meanwhile."""
+    return {*attachment.get("uploads", ()), *([attachment["file"]] if "file" in attachment else [])}
 
 
 def _claims_of(delivery: str, before: datetime) -> Document:

@@ -1,6 +1,6 @@
 """In-memory stores and queues for tests of the use cases; tests/contract holds the stores to what MongoDB does."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,9 +8,11 @@ from typing import Any
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch
 from domain.event import Incoming
+from domain.inbox import InboxItem, Mark, Marking
 from domain.message import Accepted, Message
 from domain.notification import Definition, Notification, matching
-from domain.ports import Claim, DeadFilter, StoredEvent, Waiting
+from domain.ports import Claim, DeadFilter, Failing, StoredEvent, Waiting
+from domain.suppression import Suppression
 from domain.text import Fault
 from domain.vocabulary import Channel, EventState, Lane, Reason, State
 
@@ -28,6 +30,23 @@ class Clock:
 
     def advance(self, by: timedelta) -> None:
         self.time += by
+
+
+class MemoryEndpoints:
+    """`domain.ports.Endpoints`."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Failing] = {}
+
+    async def failing(self, key: str, now: datetime, *, afresh: bool = False) -> Failing:
+        before = self.known.get(key)
+        found = before if before and not afresh else Failing(now, now)
+        self.known[key] = replace(found, last=now)
+        return found
+
+    async def answered(self, keys: Collection[str]) -> None:
+        for key in keys:
+            self.known.pop(key, None)
 
 
 class MemoryEvents:
@@ -74,6 +93,10 @@ class MemoryDeliveries:
     async def get(self, delivery_id: str) -> Delivery | None:
         return self.stored.get(delivery_id)
 
+    async def by_reference(self, reference: str, providers: Collection[str]) -> Delivery | None:
+        found = [d for d in self.stored.values() if d.reference == reference and d.provider in providers]
+        return max(found, key=lambda delivery: delivery.created_at, default=None)
+
     async def ids_of_event(self, event_key: str) -> Sequence[str]:
         return [delivery.id for delivery in self.stored.values() if delivery.event_key == event_key]
 
@@ -92,10 +115,14 @@ class MemoryDeliveries:
         self.stored[delivery.id] = replace(delivery, history=(*stored.history, *changes))
         return True
 
-    async def note(self, delivery_id: str, change: Change) -> None:
+    async def note(self, delivery_id: str, change: Change, *, once: bool = False) -> bool:
         stored = self.stored[delivery_id]
+        same = (change.state, change.reason, change.epoch)
+        if once and any((each.state, each.reason, each.epoch) == same for each in stored.history):
+            return False
         duplicate = stored.possible_duplicate or change.state is State.SENT
         self.stored[delivery_id] = replace(stored, history=(*stored.history, change), possible_duplicate=duplicate)
+        return True
 
     async def due(self, now: datetime, limit: int) -> Sequence[Delivery]:
         due = [delivery for delivery in self.stored.values() if delivery.due_at and delivery.due_at <= now]
@@ -122,6 +149,9 @@ class MemoryDeliveries:
         self.stored[before.id] = replace(after, history=(*stored.history, change))
         return True
 
+    async def refine(self, before: Delivery, after: Delivery, change: Change) -> bool:
+        return await self.reopen(before, after, change)
+
     async def dead(self, chosen: DeadFilter, limit: int | None) -> AsyncIterator[Delivery]:
         found = sorted(
             (delivery for delivery in self.stored.values() if _chosen(delivery, chosen)),
@@ -145,6 +175,29 @@ def _chosen(delivery: Delivery, chosen: DeadFilter) -> bool:
 
 
 @dataclass
+class MemorySuppressions:
+    """`domain.suppression.Suppressions`."""
+
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    stored: dict[str, Suppression] = field(default_factory=dict)
+    bounced: dict[str, set[str]] = field(default_factory=dict)
+
+    async def among(self, keys: Sequence[str]) -> Mapping[str, Suppression]:
+        return {key: self.stored[key] for key in keys if key in self.stored and self.stored[key].in_force(self.now())}
+
+    async def add(self, suppression: Suppression) -> None:
+        if suppression.key not in await self.among([suppression.key]):
+            self.stored[suppression.key] = suppression
+
+    async def soft_bounced(self, key: str, ref: str) -> int:
+        self.bounced.setdefault(key, set()).add(ref)
+        return len(self.bounced[key])
+
+    async def forget_soft_bounces(self, key: str) -> None:
+        self.bounced.pop(key, None)
+
+
+@dataclass
 class MemoryCatalog:
     """`domain.ports.Catalog`."""
 
@@ -155,6 +208,28 @@ class MemoryCatalog:
 
     async def version(self, name: str, version: int) -> Notification | None:
         return next((n for n in self.notifications if (n.name, n.version) == (name, version)), None)
+
+
+@dataclass
+class MemoryInbox:
+    """`domain.ports.Inbox`."""
+
+    stored: dict[str, InboxItem] = field(default_factory=dict)
+
+    async def add(self, item: InboxItem) -> bool:
+        return self.stored.setdefault(item.id, item) is item
+
+    async def mark(self, marking: Marking) -> None:
+        changes: Mapping[Mark, Mapping[str, Any]] = {
+            Mark.SEEN: {"unseen": False},
+            Mark.READ: {"unseen": False, "unread": False},
+            Mark.ARCHIVED: {"unseen": False, "unread": False, "archived": True},
+            Mark.UNREAD: {"unread": True, "archived": False},
+        }
+        for item in list(self.stored.values()):
+            meant = item.id in marking.ids if marking.ids is not None else item.at <= marking.at
+            if item.recipient == marking.recipient and meant:
+                self.stored[item.id] = replace(item, **changes[marking.mark])
 
 
 @dataclass

@@ -43,7 +43,7 @@ class Member:
     def queues(self) -> int:
         """How many queues it consumes."""
         roles = self.arguments[1].split(",") if self.arguments else ("events", "email", "webhook", "sms", "sweeper")
-        return sum({"events": 2, "sweeper": 0}.get(role, len(Lane)) for role in roles)
+        return sum({"events": 3, "sweeper": 0}.get(role, len(Lane)) for role in roles)
 
     @property
     def pid(self) -> int:

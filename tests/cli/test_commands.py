@@ -133,6 +133,27 @@ async def test_a_preview_sends_nothing_and_tells_faults(notipy: Notipy, catalog:
     assert unapplied.records[0]["text"] == "Hi"
 
 
+async def test_a_preview_speaks_the_language_that_is_asked_for(notipy: Notipy, catalog: Path) -> None:
+    (catalog / "foot.j2").write_text("{{ event.source }}")
+    (catalog / "bill.yaml").write_text(
+        'name: bill\non: shop.bill\ndefault_locale: en\nchannels:\n  chat:\n    text: "Total {{ t | number }}"\n'
+        "    locales: {de: {text: \"Summe {{ t | number }} {% include 'foot.j2' %}\"}}\n"
+    )
+    assert (await notipy("apply", str(catalog))).code == 0
+    for locale, text in (("de-AT", "Summe 1.234,5 shop"), ("fr", "Total 1,234.5")):
+        shown = await notipy(
+            "render", "bill", "--channel", "chat", "--data", '{"t": 1234.5}', "--locale", locale, "--json"
+        )
+        assert [record["text"] for record in shown.records] == [text]
+    refused = await notipy("render", "bill", "--channel", "chat", "--data", '{"t": 1}', "--locale", "x!")
+    assert refused.code == 2
+    assert "locale: is not a locale such as de or pt-BR" in refused.err
+    told = await notipy("notifications", "show", "bill")
+    assert "chat, de" in told.out
+    assert "foot.j2" in told.out
+    assert "bill" in (await notipy("notifications", "list", "--search", "summe")).out
+
+
 async def test_an_event_is_sent_and_followed_to_its_end(notipy: Notipy, settings: Settings, stack: Stack) -> None:
     await stack.apply(ORDER_SHIPPED)
     args = (

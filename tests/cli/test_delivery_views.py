@@ -130,5 +130,5 @@ def test_an_outcome_that_is_found_out_too_late_stays_a_possible_duplicate() -> N
 
 
 def test_the_options_words_are_the_vocabulary() -> None:
-    assert [*map(str, Channel), "events"] == list(map(str, Parked))
+    assert [*map(str, Channel), "events", "receipts"] == list(map(str, Parked))
     assert set(map(str, REPLAYABLE)) == set(map(str, DeadState))

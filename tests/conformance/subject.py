@@ -82,11 +82,14 @@ class Subject:
     Attributes:
         kind: as the settings name it.
         options: its settings, given the root URL of its server and a folder for files that it needs.
-        message: with `TEXT` in what it says, to a recipient whose address is `address`.
+        message: with `TEXT` in what it says, to a recipient whose address is `address`; or what makes one, given the
+            root URL of the server, where that is in the recipient's address.
         success: how the server says that it took the message.
         failures: how it says that it did not; by a name for the test, with what that means. At least one `transient`,
             one `configuration`, one `rate_limited` with `Retry-After: 7` (if the provider has that), and one
             `recipient` or `message`.
+        shared: whether all recipients are reached over one server; else each names one, whose faults are no fault of
+            the provider's and pause nothing.
         requested: asserts what the provider's documentation asks of a request that sends `message`: method, path,
             authentication, fields, and that `TEXT` is in it.
         secrets: of the settings: they must appear in no error, no log and no `repr`.
@@ -101,7 +104,7 @@ class Subject:
     kind: str
     channel: Channel
     options: Callable[[str, Path], Mapping[str, Any]]
-    message: Message
+    message: Message | Callable[[str], Message]
     address: str
     success: Response
     failures: Mapping[str, tuple[Response, Meaning]]
@@ -112,7 +115,12 @@ class Subject:
     aside: Aside = lambda _: None
     too_long: Message | None = None
     serve: Serve | None = None
+    shared: bool = True
     surroundings: Surroundings = NOWHERE
+
+    def message_over(self, url: str) -> Message:
+        """The message, where the server is at this URL."""
+        return self.message if isinstance(self.message, Message) else self.message(url)
 
     def peer(self, response: Response | None = None) -> AbstractAsyncContextManager[Peer]:
         """Its server, running, that answers with this; by default with `success`."""
@@ -147,7 +155,7 @@ async def http_peer(subject: Subject, response: Response) -> AsyncIterator[Peer]
         kind = "application/json" if told.document is not None else "text/plain"
         return web.Response(status=told.status, body=told.body, headers={"Content-Type": kind} | dict(told.headers))
 
-    server = web.Server(answer)
+    server = web.Server(answer, access_log=None)  # the secret of a webhook is in its URL
 
     def connected() -> asyncio.Protocol:
         protocol = server()

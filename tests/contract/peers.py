@@ -31,6 +31,7 @@ class ScriptedSmtp:
     commands: list[str] = field(default_factory=list)
     mails: list[bytes] = field(default_factory=list)
     _refused: bool = False
+    _recipients: int = 0
     _silent: bool = False
 
     DEFAULTS: ClassVar[dict[str, str]] = {
@@ -60,7 +61,7 @@ class ScriptedSmtp:
             writer.close()
 
     def _default(self, verb: str) -> str:
-        if verb == "DATA" and self._refused:
+        if verb == "DATA" and (self._refused or not self._recipients):
             return "503 5.5.1 no valid recipients"
         default = self.DEFAULTS.get(verb, "250 2.0.0 OK")
         return default.replace("SMTPUTF8", "SMTPUTF8\r\n250-PIPELINING") if self.pipelining else default
@@ -76,10 +77,11 @@ class ScriptedSmtp:
         answers = self.replies.get(verb, [self._default(verb)])
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         self._last = answer or ""
-        if verb in {"MAIL", "RCPT"} and not self._last.startswith("2"):
-            self._refused = True
-        elif verb in {"MAIL", "RSET"}:
-            self._refused = False
+        taken = self._last.startswith("2")
+        if verb in {"MAIL", "RSET"}:
+            self._recipients, self._refused = 0, not taken
+        elif verb == "RCPT" and taken:
+            self._recipients += 1
         if answer == "":
             raise ConnectionResetError
         self._silent = self._silent or answer is None

@@ -229,8 +229,8 @@ def test_settings_and_secrets_are_not_shown() -> None:
 @pytest.mark.parametrize(
     ("channel", "kind", "options", "words"),
     [
-        (Channel.EMAIL, "carrier-pigeon", {}, "known: file, smtp"),
-        (Channel.SMS, "smtp", {}, "known: file"),
+        (Channel.EMAIL, "carrier-pigeon", {}, "is no kind of provider for email; known: "),
+        (Channel.SMS, "smtp", {}, "is no kind of provider for sms; known: "),
         (Channel.EMAIL, "smtp", {"url": "smtp://h"}, "from: Field required"),
         (Channel.EMAIL, "smtp", {"url": "http://h", "from": "a@b.c"}, "url: should be smtp://"),
         (Channel.EMAIL, "smtp", {"url": "smtp://u:p@w@rd/x@h:1", "from": "a@b.c"}, "url: should be smtp://"),
@@ -240,6 +240,7 @@ def test_settings_and_secrets_are_not_shown() -> None:
         (Channel.EMAIL, "smtp", {"url": "smtp://h", "from": "a@b.c\nBcc: x@y.z"}, "from: should be an e-mail address"),
         (Channel.EMAIL, "smtp", {"url": "smtp://h", "from": "a@b.c", "conections": 3}, "conections: is not a field"),
         (Channel.EMAIL, "smtp", {"url": "smtp://h", "from": "a@b.c", "ca_file": "/none"}, "ca_file should be"),
+        (Channel.EMAIL, "smtp", {"url": "smtp://h", "from": "a@b.c", "attachment_types": ["pdf"]}, "a media type such"),
         (Channel.WEBHOOK, "webhook", {}, "secret is missing"),
         (Channel.WEBHOOK, "webhook", {"secret": "whsec_hidden!"}, "secret: should be whsec_"),
         (Channel.WEBHOOK, "webhook", {"secret": SECRET, "headers": {"Webhook-Id": "1"}}, "headers: cannot set"),
@@ -301,6 +302,56 @@ async def test_connections_are_kept_and_closed(pipelining: bool) -> None:
         assert len(server.mails) == 25
         await provider.close()
         await eventually(lambda: server.open == 0)
+
+
+def with_copies(**fields: str) -> Message:
+    return email(content={"subject": "s", "text": "x", "cc": "bo.private@example.org, cy@example.org", **fields})
+
+
+async def test_a_copy_that_is_refused_fails_nobody_else(pipelining: bool) -> None:
+    refusal = "550 5.1.1 <bo.private@example.org> no such user"
+    async with scripted_smtp(pipelining=pipelining, RCPT=["250 ok", refusal, "451 4.3.0 later", "250 ok"]) as server:
+        provider = smtp(server.port)
+        answer = await provider.send(with_copies(bcc="nobody, dan@example.org"))
+        await provider.send(email(2))
+        await provider.close()
+    told = "250 2.0.0 queued as 42 (3 of 4 copies not sent: refused with 451, 550; 1 no e-mail address)"
+    assert (answer, server.connections, len(server.mails)) == (told, 1, 2)
+    assert [command for command in server.commands if command.startswith("RCPT")][:4] == [
+        f"RCPT TO:<{address}>" for address in (ADDRESS, "bo.private@example.org", "cy@example.org", "dan@example.org")
+    ]
+
+
+async def test_a_recipient_that_is_refused_is_no_mail_to_the_copies(pipelining: bool) -> None:
+    async with scripted_smtp(pipelining=pipelining, RCPT=["550 5.1.1 no", "250 ok"], DATA=["354 go ahead"]) as server:
+        provider = smtp(server.port)
+        failure = await failure_of(provider, with_copies())
+        assert "DATA" not in server.commands
+        await provider.send(email(2))
+        await provider.close()
+    assert (type(failure), failure.reason) == (PermanentFailure, Reason.RECIPIENT_REJECTED)
+    assert (server.connections, len(server.mails)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("421 4.7.0 too many errors", Reason.POLICY_REJECTED),
+        ("", Reason.CONNECTION_LOST),
+        ("what?", Reason.PROVIDER_UNAVAILABLE),
+        (None, Reason.TIMEOUT),
+    ],
+)
+async def test_a_connection_that_ends_at_a_copy_is_transient(
+    answer: str | None, reason: Reason, pipelining: bool
+) -> None:
+    async with scripted_smtp(pipelining=pipelining, RCPT=["250 ok", answer]) as server:
+        provider = smtp(server.port, timeout="200ms")
+        failure = await failure_of(provider, with_copies())
+        await provider.close()
+        await eventually(lambda: server.open == 0)
+    assert (type(failure), failure.reason) == (TransientFailure, reason)
+    assert server.mails == []
 
 
 async def test_a_refusal_keeps_the_connection(pipelining: bool) -> None:
@@ -549,6 +600,21 @@ async def test_a_message_that_is_too_large_is_not_sent() -> None:
     assert (type(failure), failure.reason) == (PermanentFailure, Reason.MESSAGE_TOO_LARGE)
 
 
+async def test_types_of_attachments_that_are_not_sent() -> None:
+    async with real_smtp() as (port, mailbox):
+        provider = smtp(port, attachment_types=["Application/PDF", "image/*"])
+        for kind in ("application/pdf", "image/png", "Image/PNG"):
+            await provider.send(email(attachments=(Attachment(filename="a", content_type=kind, content=_b64(b"x")),)))
+        sheet = Attachment(filename="a", content_type="application/x-sh", content=_b64(b"x"))
+        failure = await failure_of(provider, email(attachments=(sheet,)))
+        await provider.close()
+    assert (type(failure), failure.reason) == (PermanentFailure, Reason.ATTACHMENT_REJECTED)
+    assert (
+        failure.detail == "attachment 1: application/x-sh is none of the types that are sent (application/pdf, image/*)"
+    )
+    assert len(mailbox.mails) == 3
+
+
 async def _file(request: web.Request) -> web.StreamResponse:
     match request.path:
         case "/ok.pdf":
@@ -700,7 +766,9 @@ async def test_an_endless_answer_is_not_read() -> None:
 @pytest.mark.parametrize(
     "host",
     ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "127.1", "0x7f.1", "0177.0.0.1", "0.0.0.0",
-     "169.254.169.254", "10.0.0.1", "[fd00::1]"],
+     "169.254.169.254", "10.0.0.1", "[fd00::1]", "172.16.0.1", "192.168.1.1", "[fe80::1]", "[::ffff:7f00:1]",
+     "[::ffff:10.0.0.1]", "[64:ff9b::7f00:1]", "0x7f000001", "017700000001", "0251.0376.0251.0376", "2852039166",
+     "LOCALHOST"],
 )  # fmt: skip
 async def test_private_addresses_are_refused(host: str) -> None:
     async def answer(_request: web.Request) -> web.Response:

@@ -237,3 +237,82 @@ async def test_the_dead_come_in_the_order_in_which_they_became_so(stores: Stores
     await stores.deliveries.add(dead)
     assert [item.id async for item in stores.deliveries.dead(DeadFilter(), None)] == ["d-2", "d-4", "d-3", "d-1"]
     assert [item.id async for item in stores.deliveries.dead(DeadFilter(), 3)] == ["d-2", "d-4", "d-3"]
+
+
+def refined(before: Delivery, state: State, reason: Reason) -> tuple[Delivery, Change]:
+    change = Change(state, START + SECOND * 9, reason, before.epoch, before.attempt, "ses", "5.1.1")
+    return before.changed(change, None), change
+
+
+async def test_a_reference_is_stored_with_what_was_sent_and_found(stores: Stores) -> None:
+    await stores.deliveries.add([delivery(1), delivery(2), delivery(3)])
+    for number, provider in ((1, "ses"), (2, "backup")):
+        change = Change(State.SENT, START + SECOND, Reason.ACCEPTED, 1, 1, provider, "ok")
+        after = replace(delivery(number).changed(change, None), reference="0102")
+        assert await stores.deliveries.record(after, 0, [change])
+    found = await stores.deliveries.by_reference("0102", {"ses", "another"})
+    assert found is not None
+    assert (found.id, found.reference, found.provider) == ("d-1", "0102", "ses")
+    latest = await stores.deliveries.by_reference("0102", {"ses", "backup"})
+    assert latest is not None
+    assert latest.id == "d-2"
+    assert await stores.deliveries.by_reference("0102", {"twilio"}) is None
+    assert await stores.deliveries.by_reference("0103", {"ses"}) is None
+
+
+async def test_a_reference_goes_with_the_epoch_that_it_belonged_to(stores: Stores) -> None:
+    await stores.deliveries.add([delivery()])
+    change = Change(State.UNKNOWN, START + SECOND, Reason.CONNECTION_LOST, 1, 1, "ses", "lost")
+    unknown = replace(delivery().changed(change, None), reference="0102")
+    assert await stores.deliveries.record(unknown, 0, [change])
+    again = Change(State.QUEUED, START + SECOND * 2, Reason.REPLAYED, 2, 0)
+    assert await stores.deliveries.reopen(unknown, unknown.changed(again, START + SECOND * 9), again)
+    stored = await stores.deliveries.get("d-1")
+    assert stored is not None
+    assert stored.reference is None
+    assert await stores.deliveries.by_reference("0102", {"ses"}) is None
+
+
+async def test_what_was_sent_is_refined_from_where_it_stands(stores: Stores) -> None:
+    await stores.deliveries.add([delivery(number) for number in range(1, 6)])
+    sent_ones = []
+    for number in range(1, 6):
+        after, change = sent(delivery(number))
+        assert await stores.deliveries.record(after, 0, [change])
+        sent_ones.append(after)
+    bounced = [refined(each, State.BOUNCED, Reason.HARD_BOUNCE) for each in sent_ones]
+    other = refined(sent_ones[0], State.DELIVERED, Reason.DELIVERED)
+    first = await stores.deliveries.refine(sent_ones[0], *other)
+    outcomes = await asyncio.gather(
+        *(stores.deliveries.refine(before, *after) for before, after in zip(sent_ones, bounced, strict=True))
+    )
+    assert (first, list(outcomes)) == (True, [False, True, True, True, True])
+    stored = await asyncio.gather(*(stores.deliveries.get(each.id) for each in sent_ones))
+    assert list(stored) == [other[0], *(after for after, _ in bounced[1:])]
+
+
+async def test_of_two_refinements_at_once_one_counts(stores: Stores) -> None:
+    await stores.deliveries.add([delivery()])
+    before, change = sent(delivery())
+    assert await stores.deliveries.record(before, 0, [change])
+    outcomes = await asyncio.gather(
+        stores.deliveries.refine(before, *refined(before, State.BOUNCED, Reason.HARD_BOUNCE)),
+        stores.deliveries.refine(before, *refined(before, State.DELIVERED, Reason.DELIVERED)),
+    )
+    assert sorted(outcomes) == [False, True]
+    stored = await stores.deliveries.get("d-1")
+    assert stored is not None
+    assert len(stored.history) == 3
+
+
+async def test_what_is_noted_once_is_noted_once(stores: Stores) -> None:
+    await stores.deliveries.add([delivery()])
+    change = Change(State.DELIVERED, START + SECOND, Reason.DELIVERED, 1, 1, "ses")
+    noted = await asyncio.gather(*(stores.deliveries.note("d-1", change, once=True) for _ in range(9)))
+    assert noted.count(True) == 1
+    assert await stores.deliveries.note("d-1", replace(change, epoch=2), once=True)
+    assert await stores.deliveries.note("d-1", replace(change, reason=Reason.COMPLAINED), once=True)
+    assert await stores.deliveries.note("d-1", change)
+    stored = await stores.deliveries.get("d-1")
+    assert stored is not None
+    assert [each.reason for each in stored.history[1:]].count(Reason.DELIVERED) == 3

@@ -1,14 +1,15 @@
-"""Installing RabbitMQ, with an apt-get of the test's own."""
+"""Installing RabbitMQ and Exim, with an apt-get of the test's own."""
 
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from deploy import install
 from deploy.errors import CannotInstall
-from deploy.install import ensure_rabbitmq
+from deploy.install import ensure_exim, ensure_rabbitmq
 
 
 class Machine:
@@ -125,3 +126,43 @@ def test_without_apt_get_it_says_what_to_do(machine: Machine, monkeypatch: pytes
 
     with pytest.raises(CannotInstall, match=r"(?s)no apt-get.*brew install"):
         ensure_rabbitmq()
+
+
+def test_a_mail_server_for_tests_takes_no_other_ones_place(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "exim4"
+    monkeypatch.setattr(install, "_EXIM_PROGRAMS", (program,))
+    machine.apt_get(f'touch "{program}"')
+
+    assert ensure_exim() == program
+
+    (call,) = machine.lines()
+    assert "--no-remove" in call
+    assert call.endswith("exim4-daemon-light")
+    assert ensure_exim() == program
+    assert len(machine.lines()) == 1
+
+
+def test_two_who_need_it_at_once_install_it_once(machine: Machine) -> None:
+    """The first would else end what the second has started with it meanwhile."""
+    machine.apt_get(f'sleep 0.3; touch "{machine.program}"; sleep 0.3')
+
+    with ThreadPoolExecutor() as both:
+        found = list(both.map(lambda _: ensure_rabbitmq(), range(2)))
+
+    assert found == [machine.program] * 2
+    assert machine.verbs() == ["install"]
+
+
+def test_without_root_it_says_how_to_get_a_mail_server(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "_EXIM_PROGRAMS", (tmp_path / "exim4",))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    machine.command("sudo", "exit 1")
+
+    with pytest.raises(
+        CannotInstall, match=r"(?s)Exim is not installed.*takes root.*apt-get install.*exim4-daemon-light"
+    ):
+        ensure_exim()

@@ -200,7 +200,7 @@ def test_labels_lead_from_deployments_and_budgets_to_the_pods_of_one_role() -> N
 
 
 async def test_the_settings_can_be_used(settings: Settings) -> None:
-    for provider in providers_of(settings).values():
+    for provider in (each for several in providers_of(settings).values() for each in several):
         await provider.close()
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from prometheus_client.metrics_core import Metric
 from pydantic import BaseModel
 
@@ -19,15 +21,30 @@ from consumers.metrics import Metrics
 from domain.event import Incoming, parse_event
 from domain.notification import Definition
 from domain.vocabulary import Reason, State
+from tests.conformance.subjects import apns, fcm, webpush
 from tests.conftest import WEBHOOK_SECRET
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "examples" / "README.md",
     ROOT / "deploy" / "kubernetes" / "README.md",
 ]
+PROVIDERS = ROOT / "docs" / "providers"
+USABLE = {
+    "WEBHOOK_SECRET": WEBHOOK_SECRET,
+    "SLACK_WEBHOOK_URL": "https://hooks.slack.com/services/T0/B0/x",
+    "TEAMS_WEBHOOK_URL": "https://prod-1.westeurope.logic.azure.com:443/workflows/1/triggers/manual/paths/invoke?sig=x",
+    "DISCORD_WEBHOOK_URL": "https://discord.com/api/webhooks/1/x",
+    "MATTERMOST_WEBHOOK_URL": "https://chat.example/hooks/x",
+    "TELEGRAM_TOKEN": "123456:ABC-DEF1234ghIkl-zyx57W2v1u123ew11",
+    "FCM_CREDENTIALS": fcm.account("https://oauth2.googleapis.com"),
+    "APNS_PRIVATE_KEY": apns.PEM,
+    "VAPID_PRIVATE_KEY": webpush.PEM,
+    "DKIM_KEY": Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
+}
+"""What stands in for the variables of the examples, where not just any word will do."""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -66,11 +83,30 @@ def test_the_readme_has_every_setting_and_its_default() -> None:
     assert f"`[{', '.join(defaults['retry_tiers'])}]`" in README
 
 
-def test_the_readme_has_every_provider_kind_and_its_settings() -> None:
-    for name, kind in KINDS.items():
-        (row,) = re.findall(rf"^\| `{name}` \| .*$", README, re.M)
-        for field, info in kind.options.model_fields.items():
-            assert f"`{info.alias or field}" in row, (name, field)
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_provider_kind_has_its_page(kind: str) -> None:
+    assert f"(docs/providers/{kind}.md)" in README
+    page = (PROVIDERS / f"{kind}.md").read_text(encoding="utf-8")
+    told = "\n".join(re.findall(r"^\| .*$", page, re.M))
+    for field, info in KINDS[kind].options.model_fields.items():
+        assert re.search(rf"`{info.alias or field}\b", told), field
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_settings_of_every_provider_page_can_be_used(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = blocks(f"docs/providers/{kind}.md", "yaml")
+    assert found
+    for block in found:
+        for variable in re.findall(r"(?<!\$)\$\{(\w+)\}", block):
+            monkeypatch.setenv(variable, USABLE.get(variable, "0a" * 16))
+        file = tmp_path / "notipy.yaml"
+        file.write_text(block, encoding="utf-8")
+        settings = load_settings(file)
+        used = {provider.kind for channel in settings.channels.values() for provider in channel.providers}
+        assert kind in used
+        assert set(providers_of(settings)) == set(settings.channels)
 
 
 def metrics() -> list[Metric]:
@@ -125,10 +161,11 @@ def test_the_events_in_the_documents_are_events() -> None:
         assert parse_event(received, datetime.now(UTC), 10**6).source == "shop"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/catalog.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/catalog.md", "docs/templates.md"])
 def test_the_definitions_in_the_documents_are_definitions(document: str) -> None:
     for block in blocks(document, "yaml"):
         raw: dict[Any, Any] = yaml.safe_load(block.replace("\non:", "\n'on':"))
         for content in raw["channels"].values():
-            content |= {name: "…" for name, value in content.items() if isinstance(value, dict)}
+            files = [name for name, value in content.items() if isinstance(value, dict) and value.keys() == {"file"}]
+            content |= dict.fromkeys(files, "…")
         Definition.model_validate(raw)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from channels.numbers import PhoneNumbers
 from channels.rendering import TemplateRenderer
 from channels.schema import JsonSchemaCheck
 from cli.catalog_files import load_catalog
@@ -36,7 +37,9 @@ def catalog() -> list[Definition]:
 
 
 def plan(event: Event, catalog: list[Definition]) -> list[Delivery]:
-    planner = Planner(TemplateRenderer(), JsonSchemaCheck(), frozenset(Channel), timedelta(minutes=5))
+    planner = Planner(
+        TemplateRenderer(), JsonSchemaCheck(), frozenset(Channel), timedelta(minutes=5), numbers=PhoneNumbers()
+    )
     found = matching([Notification(version=1, definition=each) for each in catalog], event.topic)
     return list(planner.plan(event, found, NOW, NOW))
 
@@ -70,7 +73,7 @@ def test_a_rejected_event_says_which_field_is_wrong(path: Path) -> None:
 def test_every_template_renders(path: Path, catalog: list[Definition]) -> None:
     event, renderer = read(path), TemplateRenderer()
     about = {"id": event.id, "source": event.source, "type": event.type, "time": event.time.isoformat()}
-    definitions = {each.name: each.channels for each in catalog}
+    definitions = {each.name: each.contents for each in catalog}
     for delivery in plan(event, catalog):
         content = (definitions.get(delivery.notification) or event.content or {})[delivery.channel]
         context = {**event.data, "data": event.data, "event": about, "recipient": delivery.recipient}

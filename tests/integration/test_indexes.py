@@ -27,19 +27,26 @@ import storage
 from domain.audit import HOUR, Audited, Discrepancy, Dispatched, Kind, Queued, Span, Sums, hour_of
 from domain.conserve import EPOCH
 from domain.delivery import Change, Delivery
+from domain.inbox import InboxItem, Mark, Marking
 from domain.notification import Definition
 from domain.ports import Claim, DeadFilter, StoredEvent, Waiting
-from domain.vocabulary import IN_FLIGHT, Channel, EventState, Lane, Reason, State
+from domain.suppression import Suppression
+from domain.vocabulary import IN_FLIGHT, Channel, EventState, Lane, Reason, State, SuppressionReason
 from storage import deliveries
 from storage.audit import MongoLedger
 from storage.catalog import MongoCatalog
 from storage.database import Database, Document
 from storage.deliveries import DeliveryFilter, MongoDeliveries
 from storage.documents import claim_document, delivery_document, event_document
+from storage.endpoints import MongoEndpoints
 from storage.events import MongoEvents
+from storage.files import MongoFiles
+from storage.inbox import MongoInbox
 from storage.leadership import MongoLeadership
 from storage.migrations import Migrations
 from storage.retention import Cutoffs, MongoRetention, read_horizon
+from storage.shares import MongoShares
+from storage.suppressions import MongoSuppressions, SuppressionFilter
 from storage.suspects import MongoSuspects
 
 LONG = 3000
@@ -72,6 +79,7 @@ MORE = {
     "MongoDeliveries.dead": "of one reason, source or type: looks at the keys of what died in the time asked for",
     "MongoDeliveries.count_dead": "counts, key by key",
     "MongoEvents.count_due": "counts, key by key",
+    "MongoInbox.counts": "counts what is in one inbox, key by key",
     "MongoLedger.moving": "counts what is in flight and what can be replayed, key by key",
     "MongoLedger.late": "counts what is in flight, key by key",
     "MongoLedger.dispatched": "looks through the oldest that wait of a channel whose queue is empty, 20,000 at most",
@@ -245,7 +253,7 @@ BROADCAST_AT = NOW - 4 * HOUR
 
 
 def sent(number: int) -> Delivery:
-    return delivery("sent", number, State.SENT, old(number))
+    return delivery("sent", number, State.SENT, old(number), provider="mail", reference=f"SM{number}")
 
 
 def failed(number: int) -> Delivery:
@@ -305,9 +313,40 @@ def history() -> Mapping[str, Sequence[Document]]:
         ],
         "notifications": [{**version, "_id": f"other/{n}", "name": "other", "version": n} for n in range(LONG)],
         "audit": [{"_id": EPOCH + HOUR * n, "events": 0, "planned": 0, "tally": {}} for n in range(LONG)],
+        "suppressions": [suppressed(n) for n in range(LONG)],
+        "soft_bounces": [{"_id": f"email/{n}", "deliveries": ["d/1"], "at": NOW} for n in range(LONG)],
         "suspects": [{"_id": f"s-{n}", "marks": 1, "at": NOW} for n in range(LONG)],
+        "endpoints": [{"_id": f"e-{n}", "since": OLD, "at": NOW} for n in range(LONG)],
+        "inbox": list(inboxes()),
         "leases": [{"_id": f"l-{n}", "owner": "o", "until": NOW} for n in range(LONG)],
+        "attachments": [attachment(n) for n in range(LONG)],
+        "files.files": [kept_file(n) for n in range(LONG)],
+        "files.chunks": [{"_id": f"c-{n}", "files_id": f"f-{n}", "n": 0, "data": b"x"} for n in range(LONG)],
     }
+
+
+def attachment(number: int) -> Document:
+    """Every second one's event has been deleted; every third has a file that another has as well."""
+    event_key = f"gone-{number}" if number % 2 else sent(number).event_key
+    file = f"f-{number - number % 3 // 2}"
+    at = NOW - old(number)
+    return {"_id": f"{event_key}/1", "at": at, "token": "t", "file": file, "digest": f"d-{number}", "uploads": [file]}
+
+
+def kept_file(number: int) -> Document:
+    at = NOW - old(number)
+    about = {"length": 1, "chunkSize": 261120, "uploadDate": at, "metadata": {"used_at": at}}
+    return {"_id": f"f-{number}", "filename": f"d-{number}", **about}
+
+
+def inboxes() -> Iterator[Document]:
+    """Of many, and one that is long, of which nearly everything was read or put away."""
+    for n in range(LONG):
+        new = {"unseen": True, "unread": True}
+        yield {"_id": f"i-{n}/1", "recipient": f"user-{n}", "content": {}, "at": OLD, "archived": False, **new}
+        for archived in (False, True):
+            item: Document = {"_id": f"{archived}-{n}/1", "recipient": "user-7", "content": {}, "archived": archived}
+            yield item | {"at": NOW - old(n)} | (new if n < FEW and not archived else {})
 
 
 def store_history(url: str) -> None:
@@ -331,7 +370,12 @@ class Stores:
     retention: MongoRetention
     catalog: MongoCatalog
     suspects: MongoSuspects
+    suppressions: MongoSuppressions
+    endpoints: MongoEndpoints
+    inbox: MongoInbox
+    files: MongoFiles
     leadership: MongoLeadership
+    shares: MongoShares
     migrations: Migrations
 
     @staticmethod
@@ -344,7 +388,12 @@ class Stores:
             MongoRetention(database),
             MongoCatalog(database),
             MongoSuspects(database),
+            MongoSuppressions(database),
+            MongoEndpoints(database),
+            MongoInbox(database),
+            MongoFiles(database, lambda: NOW, cache_bytes=0),
             MongoLeadership(database, "l-0", "me"),
+            MongoShares(database, "rate/email/main", "me"),
             Migrations(database),
         )
 
@@ -443,6 +492,14 @@ async def reopen(stores: Stores) -> None:
     assert await stores.deliveries.reopen(failed(0), failed(0).changed(change, LATER), change)
 
 
+async def refine_twice(stores: Stores) -> None:
+    """Once as it is, and once after somebody else has."""
+    before, change = sent(7), Change(State.DELIVERED, NOW, Reason.DELIVERED, 1, 1, "mail")
+    assert await stores.deliveries.refine(before, before.changed(change, None), change)
+    late = Change(State.BOUNCED, NOW, Reason.HARD_BOUNCE, 1, 1, "mail")
+    assert not await stores.deliveries.refine(before, before.changed(late, None), late)
+
+
 def of_deliveries() -> Iterator[Case]:
     name = "MongoDeliveries."
     new = [delivery("new", number, State.QUEUED, timedelta()) for number in range(FEW)]
@@ -452,16 +509,19 @@ def of_deliveries() -> Iterator[Case]:
     yield Case(name + "add", lambda s: s.deliveries.add(new[:1]), "one")
     yield Case(name + "add", lambda s: s.deliveries.add(new), "many, one of them known")
     yield Case(name + "get", lambda s: s.deliveries.get(ids[0]))
+    yield Case(name + "by_reference", lambda s: s.deliveries.by_reference("SM1", {"mail", "other"}))
     yield Case(name + "claim", lambda s: s.deliveries.claim(claim))
     yield Case(name + "claim", lambda s: s.deliveries.claim(replace(claim, token="another's")), "lost")
     yield Case(name + "claims", lambda s: s.deliveries.claims([f"{each}/1/1" for each in ids]))
     yield Case(name + "record", record_twice)
     yield Case(name + "note", lambda s: s.deliveries.note(ids[0], late))
+    yield Case(name + "note", lambda s: s.deliveries.note(ids[0], late, once=True), "once")
     yield Case(name + "due", lambda s: s.deliveries.due(NOW, LIMIT))
     yield Case(name + "postpone", lambda s: s.deliveries.postpone(queued(1), LATER + HOUR))
     yield Case(name + "untold", lambda s: s.deliveries.untold(NOW, LIMIT))
     yield Case(name + "told", lambda s: s.deliveries.told(UNTOLD[0]))
     yield Case(name + "reopen", reopen)
+    yield Case(name + "refine", refine_twice)
     yield from map(dead, filters(GRAVES))
     yield from map(count_dead, filters(GRAVES))
     yield from map(page, filters(PAGES))
@@ -536,12 +596,89 @@ def at_work(one: Delivery) -> Dispatched:
     return Dispatched(one.id, one.channel, one.lane, one.state, one.claim_id(1), one.updated_at, one.due_at)
 
 
+def of_inbox() -> Iterator[Case]:
+    name = "MongoInbox."
+    item = InboxItem("new/1", "user-7", {}, NOW)
+    yield Case(name + "add", lambda s: s.inbox.add(item))
+    yield Case(name + "add", lambda s: s.inbox.add(item), "known")
+    yield Case(name + "page", lambda s: s.inbox.page("user-7", LIMIT))
+    yield Case(name + "page", lambda s: s.inbox.page("user-7", LIMIT, archived=True), "archive")
+    yield Case(name + "page", lambda s: s.inbox.page("user-7", LIMIT, after=(OLD - HOUR / 6, "False-1")), "after")
+    yield Case(name + "counts", lambda s: s.inbox.counts("user-7"), keys=LONG)
+    for mark in (Mark.SEEN, Mark.READ):
+        every = Marking("user-7", mark, None, NOW)
+        yield Case(name + "mark", lambda s, every=every: s.inbox.mark(every), f"all {mark}")  # type: ignore[misc]
+    for mark in Mark:
+        few = Marking("user-7", mark, tuple(f"False-{n}/1" for n in range(FEW)), NOW)
+        yield Case(name + "mark", lambda s, few=few: s.inbox.mark(few), f"few {mark}")  # type: ignore[misc]
+
+
+async def fetched(content: bytes) -> bytes:
+    return content
+
+
+async def once(stores: Stores, event_key: str, content: bytes = b"new") -> None:
+    assert await stores.files.once(event_key, "1", lambda: fetched(content), SECOND) == content
+
+
+async def once_known(stores: Stores) -> None:
+    """A file that another event has brought; then one that is stored, and read."""
+    await once(stores, "another event")
+    await once(stores, "another event")
+
+
+def of_files() -> Iterator[Case]:
+    yield Case("MongoFiles.once", lambda s: once(s, "new event"), "new")
+    yield Case("MongoFiles.once", once_known, "known")
+    yield Case("MongoFiles.once", lambda s: once(s, "gone-1", b"another"), "lost")
+
+
 async def change_catalog(stores: Stores) -> None:
     """Apply, change and apply again, with a look at the versions that there were."""
     for text in ("one", "two"):
         given = {"name": "hello", "on": "shop.hello", "channels": {"sms": {"text": text}}}
         definition = Definition.model_validate(given)
         await stores.catalog.apply([definition], await stores.catalog.plan([definition], prune=False))
+
+
+def suppression(number: int, **more: Any) -> Suppression:
+    values: dict[str, Any] = {"channel": Channel.EMAIL, "reason": SuppressionReason.HARD_BOUNCE, "source": "operator"}
+    return Suppression(
+        address=f"user-{number}@example.org", **{**values, "since": OLD + SECOND * (number // 3), **more}
+    )
+
+
+def suppressed(number: int) -> Document:
+    entry = suppression(number)
+    values = {"channel": "email", "address": entry.address, "reason": "hard_bounce", "source": "operator"}
+    return {"_id": entry.key, **values, "since": entry.since, "updated_at": OLD}
+
+
+async def look_again(stores: Stores) -> None:
+    """After the first look, at which everything is read."""
+    await stores.suppressions.refresh()
+
+
+def listed(chosen: SuppressionFilter = SuppressionFilter()) -> Callable[[Stores], Awaitable[object]]:  # noqa: B008
+    return lambda stores: everything(stores.suppressions.listed(chosen, LIMIT))
+
+
+def of_suppressions() -> Iterator[Case]:
+    name, keys = "MongoSuppressions.", [suppression(number).key for number in range(FEW)]
+    yield Case(name + "among", lambda s: s.suppressions.among(keys))
+    yield Case(name + "refresh", look_again, "first")
+    yield Case(name + "refresh", look_again, "again")
+    yield Case(name + "add", lambda s: s.suppressions.add(suppression(LONG)), "new")
+    yield Case(name + "add", lambda s: s.suppressions.add(suppression(1)), "known")
+    yield Case(name + "soft_bounced", lambda s: s.suppressions.soft_bounced("email/1", "d/2"))
+    yield Case(name + "forget_soft_bounces", lambda s: s.suppressions.forget_soft_bounces("email/1"))
+    yield Case(name + "put", lambda s: s.suppressions.put([suppression(number) for number in range(FEW)]))
+    yield Case(name + "stored", lambda s: s.suppressions.stored(keys))
+    yield Case(name + "listed", listed())
+    yield Case(name + "listed", listed(SuppressionFilter(since=NOW - DAY)), "since")
+    yield Case(name + "listed", listed(SuppressionFilter(channel=Channel.SMS)), "channel")
+    yield Case(name + "listed", listed(SuppressionFilter(reason=SuppressionReason.COMPLAINT)), "reason")
+    yield Case(name + "remove", lambda s: s.suppressions.remove(keys))
 
 
 async def lead_and_leave(stores: Stores) -> None:
@@ -557,9 +694,13 @@ def of_the_others() -> Iterator[Case]:
     yield Case("MongoCatalog.delete", lambda s: s.catalog.delete("hello"))
     yield Case("MongoSuspects.begin", lambda s: s.suspects.begin("s-1"))
     yield Case("MongoSuspects.end", lambda s: s.suspects.end("s-1"))
+    yield Case("MongoEndpoints.failing", lambda s: s.endpoints.failing("e-1", NOW))
+    yield Case("MongoEndpoints.answered", lambda s: s.endpoints.answered(["e-1", "e-2"]))
     yield Case("MongoLeadership.held", lead_and_leave)
     yield Case("MongoLeadership.leave", lead_and_leave)
     yield Case("MongoLeadership.give_up", lambda s: s.leadership.give_up())
+    yield Case("MongoShares.renew", lambda s: s.shares.renew(HOUR))
+    yield Case("MongoShares.leave", lambda s: s.shares.leave())
     yield Case("Migrations.look", lambda s: s.migrations.look())
     yield Case("Migrations.run", lambda s: s.migrations.run())
     yield Case("read_horizon", lambda s: read_horizon(s.database))
@@ -574,12 +715,24 @@ def of_retention() -> Iterator[Case]:
         yield Case(name + "deliveries", lambda s: s.retention.deliveries(before), about)
         yield Case(name + "dead", lambda s: s.retention.dead(before), about)
         yield Case(name + "events", lambda s: s.retention.events(before, before), about)
+        yield Case(name + "inbox", lambda s: s.retention.inbox(before), about)
+        yield Case(name + "files", lambda s: s.retention.files(before + 3 * HOUR), about)
 
 
-CASES = [*of_deliveries(), *of_events(), *of_ledger(), *of_the_others(), *of_retention()]
+CASES = [
+    *of_deliveries(),
+    *of_events(),
+    *of_ledger(),
+    *of_the_others(),
+    *of_suppressions(),
+    *of_inbox(),
+    *of_files(),
+    *of_retention(),
+]
 
 
 NOT_A_QUERY = {f"Database.{name}" for name in ("run", "ping", "replica_set", "time", "ensure_indexes")}
+NOT_A_QUERY |= {"MongoFiles.close"}
 
 
 def asked() -> set[str]:

@@ -49,7 +49,8 @@ async def smtp_on(port: int) -> AsyncIterator[Mailbox]:
 
 
 async def paused(application: Application) -> bool:
-    return application.circuits[Channel.EMAIL].mode is Mode.OPEN and QUEUE in application.consumers.paused()
+    (member,) = application.pools[Channel.EMAIL].members
+    return member.circuit.mode is Mode.OPEN and QUEUE in application.consumers.paused()
 
 
 async def publish(stack: Stack, count: int) -> list[str]:

@@ -15,6 +15,7 @@ from domain.circuit import (
     TRIAL_TOLD_FOR,
     Circuit,
     Mode,
+    Passage,
 )
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
 from domain.vocabulary import Reason
@@ -33,6 +34,15 @@ def clock() -> Clock:
 @pytest.fixture
 def circuit(clock: Clock) -> Circuit:
     return Circuit("primary", clock, Random(1))
+
+
+async def admission(circuit: Circuit) -> Passage | None:
+    """As a pool of one: None while nothing goes to the provider."""
+    while not circuit.admits:
+        if circuit.mode is Mode.OPEN:
+            return None
+        await circuit.tried()
+    return circuit.enter()
 
 
 def opened(circuit: Circuit) -> Circuit:
@@ -94,28 +104,29 @@ def test_questions_come_less_and_less_often_but_never_stop(circuit: Circuit, clo
 
 async def test_nothing_passes_while_it_is_open_and_one_tries_afterwards(circuit: Circuit) -> None:
     opened(circuit)
-    assert (await circuit.admission()).paused
+    assert await admission(circuit) is None
     circuit.asked(None)
-    first = await circuit.admission()
-    assert first.trial
-    others = [asyncio.create_task(circuit.admission()) for _ in range(3)]
+    first = await admission(circuit)
+    assert first == Passage(trial=True)
+    others = [asyncio.create_task(admission(circuit)) for _ in range(3)]
     await asyncio.sleep(0)
     assert not any(other.done() for other in others)
     with circuit.passing(first):
         circuit.ended(None)
-    assert [(await other).paused for other in others] == [False] * 3
+    assert [await other for other in others] == [Passage()] * 3
     assert circuit.mode is Mode.CLOSED
 
 
 async def test_a_trial_that_fails_opens_it_again_for_longer(circuit: Circuit, clock: Clock) -> None:
     opened(circuit)
     circuit.asked(None)
-    trial = await circuit.admission()
-    waiting = asyncio.create_task(circuit.admission())
+    trial = await admission(circuit)
+    assert trial is not None
+    waiting = asyncio.create_task(admission(circuit))
     await asyncio.sleep(0)
     with circuit.passing(trial):
         circuit.ended(down())
-    assert (await waiting).paused
+    assert await waiting is None
     assert circuit.until is not None
     assert circuit.until - clock() >= FIRST_WAIT * 2
 
@@ -123,12 +134,13 @@ async def test_a_trial_that_fails_opens_it_again_for_longer(circuit: Circuit, cl
 async def test_a_trial_that_proves_nothing_lets_the_next_one_try(circuit: Circuit) -> None:
     opened(circuit)
     circuit.asked(None)
-    trial = await circuit.admission()
-    waiting = asyncio.create_task(circuit.admission())
+    trial = await admission(circuit)
+    assert trial is not None
+    waiting = asyncio.create_task(admission(circuit))
     await asyncio.sleep(0)
     with circuit.passing(trial):
         pass  # its attempt belonged to somebody else
-    assert (await waiting).trial
+    assert await waiting == Passage(trial=True)
 
 
 def test_only_what_was_certainly_not_sent_is_forgiven(circuit: Circuit) -> None:

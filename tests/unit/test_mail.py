@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.fetch import File
-from channels.mail import compose, parse_sender
+from channels.mail import Mail, compose, parse_sender
+from channels.rendering import TemplateRenderer
 from domain.failures import PermanentFailure
 from domain.message import Message
+from domain.notification import check_content
 from domain.vocabulary import Channel, Reason
 
 SENDER = parse_sender("Shop <no-reply@shop.example>")
@@ -23,10 +25,14 @@ PRINTABLE = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]) 
 BODY = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=3000)
 
 
-def mail(files: tuple[File, ...] = (), name: str = "", **content: str) -> EmailMessage:
+def composed(files: tuple[File, ...] = (), name: str = "", **content: str) -> Mail:
     recipient = {"email": "ana@example.org", "name": name}
     message = Message("d1", "d1/1", Channel.EMAIL, recipient, content, datetime(2026, 1, 2, tzinfo=UTC))
-    body = compose(message, SENDER, files).body
+    return compose(message, SENDER, files)
+
+
+def mail(files: tuple[File, ...] = (), name: str = "", **content: str) -> EmailMessage:
+    body = composed(files, name, **content).body
     assert all(len(line) <= 998 for line in body.split(b"\r\n"))
     assert b"\n" not in body.replace(b"\r\n", b"")
     assert body.isascii()
@@ -102,11 +108,209 @@ def test_no_header_can_be_added(subject: str) -> None:
     assert caught.value.reason is Reason.BAD_ADDRESS
 
 
+# --- cc, bcc, reply-to, priority, unsubscribe, more headers -----------------------------------------------------------
+
+
+def more(**content: str) -> EmailMessage:
+    return mail((), "", subject="s", text="x", **content)
+
+
+def refused(**content: str) -> str:
+    with pytest.raises(PermanentFailure) as caught:
+        more(**content)
+    assert caught.value.reason is Reason.MESSAGE_REJECTED
+    return caught.value.detail
+
+
+def test_copies_are_in_the_envelope_and_cc_alone_in_the_header() -> None:
+    cc, bcc = 'Bo <bo@example.org>, cy@bücher.example\n"D, d" <d@example.org>', "eve@example.org"
+    made = composed(subject="s", text="x", cc=cc, bcc=bcc)
+    copies = ("bo@example.org", "cy@xn--bcher-kva.example", "d@example.org", "eve@example.org")
+    assert (made.recipient, made.copies, made.left_out) == ("ana@example.org", copies, 0)
+    assert made.recipients == ("ana@example.org", *copies)
+    assert b"eve" not in made.body
+    found = more(cc=cc, bcc=bcc)["cc"].addresses
+    assert [(each.display_name, each.addr_spec) for each in found] == [
+        ("Bo", "bo@example.org"),
+        ("", "cy@xn--bcher-kva.example"),
+        ("D, d", "d@example.org"),
+    ]
+
+
+def test_everybody_gets_one() -> None:
+    made = composed(subject="s", text="x", cc="ANA@example.org, bo@example.org", bcc="Bo@example.org,cy@example.org")
+    assert made.copies == ("bo@example.org", "cy@example.org")
+
+
+@pytest.mark.parametrize(
+    "text", ["nobody", "a b@example.org", "<>", "a@b@", "Bo <bo@example.org> x", "a@b\x0bc", "0@¸", "a@b＞"]
+)
+def test_a_copy_that_is_no_address_is_left_out(text: str) -> None:
+    made = composed(subject="s", text="x", cc=f"{text}, bo@example.org")
+    assert (made.copies, made.left_out) == (("bo@example.org",), 1)
+
+
+@given(st.text(max_size=200))
+def test_nothing_in_an_address_field_makes_another_header(text: str) -> None:
+    made = composed(subject="s", text="x", cc=text, bcc=text)
+    names = [line.partition(b":")[0] for line in made.body.partition(b"\r\n\r\n")[0].splitlines() if line[:1] != b" "]
+    assert [name for name in names if name != b"Cc"] == [*_USUAL]
+    assert all("\n" not in copy and " " not in copy for copy in made.copies)
+
+
+_USUAL = (
+    *(b"From", b"To", b"Subject", b"Date", b"Message-ID", b"Auto-Submitted", b"MIME-Version"),
+    *(b"Content-Type", b"Content-Transfer-Encoding"),
+)
+
+
+def test_too_many_copies_are_refused() -> None:
+    many = ", ".join(f"u{number}@example.org" for number in range(50))
+    assert "50 copies (cc and bcc); at most 49" in refused(cc=many)
+
+
+def test_answers_go_where_they_are_asked_for() -> None:
+    (found,) = more(reply_to="Hilfe & Büro <help@shop.example>")["reply-to"].addresses
+    assert (found.display_name, found.addr_spec) == ("Hilfe & Büro", "help@shop.example")
+    assert "reply_to" in refused(reply_to="help")
+
+
+@pytest.mark.parametrize(
+    ("priority", "importance", "number"),
+    [("high", "high", "1 (Highest)"), (" Low\n", "low", "5 (Lowest)"), ("normal", None, None), ("", None, None)],
+)
+def test_priority(priority: str, importance: str | None, number: str | None) -> None:
+    read = more(priority=priority)
+    assert (read["importance"], read["x-priority"]) == (importance, number)
+    assert "high, normal, low" in refused(priority="urgent")
+
+
+def test_one_click_unsubscription_is_for_https() -> None:
+    """RFC 8058 §3.1."""
+    both = "https://shop.example/u?t=" + "x" * 300 + "\nmailto:leave@shop.example"
+    read = more(unsubscribe=both)
+    assert read["list-unsubscribe"] == f"<https://shop.example/u?t={'x' * 300}>, <mailto:leave@shop.example>"
+    assert read["list-unsubscribe-post"] == "List-Unsubscribe=One-Click"
+    for alone in ("mailto:leave@shop.example", "http://shop.example/u"):
+        read = more(unsubscribe=alone)
+        assert (read["list-unsubscribe"], read["list-unsubscribe-post"]) == (f"<{alone}>", None)
+
+
+@pytest.mark.parametrize(
+    "target", ["javascript:x", "shop.example", "https://", "https://x/ü", "https://x/>a", "http://[x"]
+)
+def test_what_cannot_be_an_unsubscription(target: str) -> None:
+    assert "unsubscribe should be" in refused(unsubscribe=target)
+
+
+def test_no_line_is_longer_than_a_server_takes() -> None:
+    assert "more than 900 characters" in refused(unsubscribe="https://shop.example/" + "x" * 900)
+    more(unsubscribe="https://shop.example/".ljust(900, "x"), **{"headers.X-A": "a " + "x" * 1500})
+
+
+def test_more_headers() -> None:
+    fields = {"headers.X-Campaign": "Herbst ü " * 20, "headers.List-Id": "<news.shop.example>", "headers.X-Empty": " "}
+    read = more(**fields)
+    assert read["x-campaign"] == ("Herbst ü " * 20).strip()
+    assert read["list-id"] == "<news.shop.example>"
+    assert "x-empty" not in read
+
+
+@pytest.mark.parametrize(
+    "name", ["Bcc", "From", "Sender", "Return-Path", "DKIM-Signature", "X-Priority", "X-A: b", "X-Ü", "X-\u212a"]
+)
+def test_headers_that_are_not_for_a_notification(name: str) -> None:
+    assert "not one that a notification may set" in refused(**{f"headers.{name}": "x"})
+    content = {"subject": "s", "text": "x", "headers": {name: "x"}}
+    assert ["should be X-" in str(fault) for fault in check_content(Channel.EMAIL, content)] == [True]
+
+
+def test_a_header_of_two_lines_is_refused() -> None:
+    assert "X-A contains a line break" in refused(**{"headers.X-A": "a\nBcc: x@y.example"})
+
+
+def test_a_definition_writes_them_as_texts_lists_and_a_mapping() -> None:
+    content = {
+        "subject": "s",
+        "text": "x",
+        "reply_to": "help@shop.example",
+        "cc": ["{{ boss }}", "bo@example.org"],
+        "unsubscribe": ["https://shop.example/u/{{ recipient.id }}", "mailto:leave@shop.example"],
+        "priority": "{{ 'high' if urgent else 'normal' }}",
+        "headers": {"X-Order": "{{ order_id }}"},
+    }
+    assert check_content(Channel.EMAIL, content) == ()
+    renderer = TemplateRenderer()
+    assert renderer.check(Channel.EMAIL, content) == []
+    assert renderer.missing(Channel.EMAIL, content, {}) == ["boss", "order_id", "urgent"]
+    context = {"boss": "cy@example.org", "urgent": True, "order_id": 7, "recipient": {"id": "u1"}}
+    read = more(
+        **{name: text for name, text in renderer.render(Channel.EMAIL, content, context).items() if name not in _OWN}
+    )
+    assert read["cc"] == "cy@example.org, bo@example.org"
+    assert read["list-unsubscribe"] == "<https://shop.example/u/u1>, <mailto:leave@shop.example>"
+    assert (read["importance"], read["x-order"], read["reply-to"]) == ("high", "7", "help@shop.example")
+
+
+_OWN = {"subject", "text"}
+
+
+def test_a_priority_that_is_none_is_found_at_once() -> None:
+    (fault,) = check_content(Channel.EMAIL, {"subject": "s", "text": "x", "priority": "urgent"})
+    assert str(fault).startswith("email.priority: should be one of high, normal, low")
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+LOGO = File("Logo ü & co.png", "image/png", b"PNG")
+
+
+@pytest.mark.parametrize(
+    "written", ["cid:Logo ü & co.png", "cid:Logo ü &amp; co.png", "cid:Logo%20%C3%BC%20%26%20co.png"]
+)
+def test_a_file_that_the_html_shows_stands_beside_it(written: str) -> None:
+    other = File("terms.pdf", "application/pdf", b"PDF")
+    read = mail((other, LOGO), "", subject="s", text="x", html=f"<img src='{written}'><a href='cid:other.png'>")
+    assert read.get_content_type() == "multipart/mixed"
+    alternative, attachment = read.iter_parts()
+    _, related = alternative.iter_parts()
+    html, image = related.iter_parts()
+    assert (alternative.get_content_type(), related.get_content_type()) == (
+        "multipart/alternative",
+        "multipart/related",
+    )
+    assert related.get_param("type") == "text/html"
+    content_id = image["content-id"]
+    assert html.get_content().strip() == f"<img src='cid:{content_id[1:-1]}'><a href='cid:other.png'>"
+    assert (image.get_content_disposition(), image.get_filename(), image.get_content()) == (
+        "inline",
+        LOGO.filename,
+        b"PNG",
+    )
+    assert (attachment.get_content_disposition(), attachment.get_filename()) == ("attachment", "terms.pdf")
+
+
+def test_a_longer_name_is_not_taken_for_a_shorter_one() -> None:
+    files = (File("a.png", "image/png", b"1"), File("a.png.png", "image/png", b"2"), File("a.png", "image/png", b"3"))
+    read = mail(files, "", subject="s", html='<img src="cid:a.png.png"><img src="cid:a.png"><img src="cid:a.pngx">')
+    related, attached = read.iter_parts()
+    html, first, second = related.iter_parts()
+    assert [part.get_content() for part in (first, second, attached)] == [b"1", b"2", b"3"]
+    ids = [part["content-id"][1:-1] for part in (second, first)]
+    assert html.get_content().strip() == f'<img src="cid:{ids[0]}"><img src="cid:{ids[1]}"><img src="cid:a.pngx">'
+
+
+def test_without_html_every_file_is_attached() -> None:
+    (part,) = mail((LOGO,), "", subject="s", text="cid:Logo ü & co.png").iter_attachments()
+    assert part.get_content_disposition() == "attachment"
+
+
 def test_every_attempt_sends_the_same_bytes() -> None:
     assert mail(subject="s", text="x", html="y").as_bytes() == mail(subject="s", text="x", html="y").as_bytes()
 
 
-@pytest.mark.parametrize("text", ["", "nobody", "a@b\nBcc: c@d", "Shop <>", "a@b@c"])
+@pytest.mark.parametrize("text", ["", "nobody", "a@b\nBcc: c@d", "Shop <>", "a@b@c", "a@x＞"])
 def test_senders_that_are_none(text: str) -> None:
     with pytest.raises(ValueError):
         parse_sender(text)

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import RETENTION_LEAST, Settings, SettingsError, load_settings
+from config.settings import RETENTION_LEAST, Settings, SettingsError, load_settings, strange_variables
 from domain.dispatch import STALE_AFTER
+from domain.rate import Rate
 from domain.vocabulary import Channel, Semantics
 
 FILE = """
@@ -41,6 +42,38 @@ def test_the_file_is_read_and_secrets_come_from_the_environment(file: Path) -> N
     assert (email.semantics, email.retry) == (Semantics.AT_MOST_ONCE, (timedelta(seconds=5), timedelta(minutes=1)))
     assert "hunter2" in str(email.providers[0].options["url"])
     assert settings.policy(Channel.EMAIL).attempts == 3
+
+
+def pool(*more: str) -> str:
+    providers = ", ".join(f"{{name: p{number}, kind: file, directory: /tmp{text}}}" for number, text in enumerate(more))
+    return f"channels: {{sms: {{providers: [{providers}]}}}}"
+
+
+def test_a_channel_may_have_several_providers_with_weights_and_rates(tmp_path: Path) -> None:
+    path = tmp_path / "notipy.yaml"
+    path.write_text(pool(", weight: 9, rate: 600/m", ", weight: 1"))
+    settings = load_settings(path)
+    first, second = settings.channels[Channel.SMS].providers
+    assert (first.weight, first.rate, second.weight, second.rate) == (9, Rate(600, "m"), 1, None)
+    assert dict(first.options) == {"directory": "/tmp"}, "what is the pool's is not the kind's"
+    assert settings.masked()["channels"]["sms"]["providers"][0]["rate"] == "600/m"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (pool(", weight: 9", ""), "channels.sms.providers: should all have a weight, or none; p1 has none"),
+        (pool(", weight: 0"), "channels.sms.providers.0.weight: "),
+        (pool(", rate: often"), "channels.sms.providers.0.rate: should be a rate such as 100/s"),
+        (pool("", "").replace("p1", "p0"), "should have names of their own; several are called p0"),
+    ],
+)
+def test_a_pool_that_cannot_be_is_told(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "notipy.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as error:
+        load_settings(path)
+    assert told in str(error.value)
 
 
 def test_the_environment_wins_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,3 +170,25 @@ def test_without_a_file_there_are_defaults(tmp_path: Path, monkeypatch: pytest.M
     settings = load_settings()
     assert settings.file is None
     assert settings == Settings()
+
+
+def test_who_only_looks_needs_no_secret_of_a_provider(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SMTP_PASSWORD")
+    with pytest.raises(SettingsError, match="SMTP_PASSWORD"):
+        load_settings(file)
+    assert set(load_settings(file, sending=False).channels) == {Channel.EMAIL, Channel.WEBHOOK}
+    monkeypatch.delenv("BROKER_PASSWORD")
+    with pytest.raises(SettingsError, match="BROKER_PASSWORD"):
+        load_settings(file, sending=False)
+
+
+def test_variables_that_are_misspelt_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = strange_variables()
+    for name in ("NOTIPY_AMQP_URL", "NOTIPY_SWEEPER__INTERVAL", "NOTIPY_CONFIG"):
+        monkeypatch.setenv(name, "x")
+    for name in ("NOTIPY_PORT", "NOTIPY_PORT_9464_TCP_ADDR", "NOTIPY_SERVICE_HOST", "NOTIPY_EVENTS_SERVICE_PORT_HTTP"):
+        monkeypatch.setenv(name, "x")
+    assert strange_variables() == before
+    monkeypatch.setenv("NOTIPY_MONGODB_URL", "x")
+    monkeypatch.setenv("NOTIPY_SWEPER__INTERVAL", "x")
+    assert strange_variables() == [*before, "NOTIPY_MONGODB_URL", "NOTIPY_SWEPER__INTERVAL"]

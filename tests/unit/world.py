@@ -13,6 +13,9 @@ from domain.event import Incoming
 from domain.notification import Definition, Notification
 from domain.operate import Operate
 from domain.plan import Planner
+from domain.pool import Member, Pool
+from domain.rate import Limiter
+from domain.receipt import Refine
 from domain.retry import RetryPolicy
 from domain.sweep import Sweep
 from domain.vocabulary import Channel, Semantics
@@ -21,6 +24,7 @@ from tests.fakes import (
     MemoryCatalog,
     MemoryDeliveries,
     MemoryEvents,
+    MemorySuppressions,
     NoSchemas,
     PlainRenderer,
     RecordingQueue,
@@ -50,9 +54,13 @@ class World:
     provider: ScriptedProvider = field(default_factory=ScriptedProvider)
     rng: Random = field(default_factory=lambda: Random(7))
     circuit: Circuit = field(init=False)
+    others: list[Member] = field(default_factory=list)
+    suppressions: MemorySuppressions = field(init=False)
+    limiter: Limiter | None = None
 
     def __post_init__(self) -> None:
         self.circuit = Circuit("scripted", self.clock, Random(7))
+        self.suppressions = MemorySuppressions(self.clock)
 
     @property
     def policy(self) -> RetryPolicy:
@@ -61,12 +69,26 @@ class World:
     @property
     def accept(self) -> Accept:
         planner = Planner(PlainRenderer(), NoSchemas(), frozenset({Channel.EMAIL, Channel.SMS}), OVERDUE)
-        return Accept(self.events, self.deliveries, self.catalog, self.queue, planner, self.clock, 1_000_000, OVERDUE)
+        return Accept(
+            self.events,
+            self.deliveries,
+            self.catalog,
+            self.queue,
+            planner,
+            self.clock,
+            1_000_000,
+            OVERDUE,
+            self.suppressions,
+        )
+
+    @property
+    def pool(self) -> Pool:
+        return Pool([Member(self.provider, self.circuit, limiter=self.limiter), *self.others], self.rng)
 
     @property
     def deliver(self) -> Deliver:
         return Deliver(
-            self.provider,
+            self.pool,
             self.deliveries,
             self.events,
             self.catalog,
@@ -76,8 +98,8 @@ class World:
             self.clock,
             LEASE,
             OVERDUE,
-            self.circuit,
             self.rng,
+            suppressions=self.suppressions,
         )
 
     @property
@@ -86,6 +108,10 @@ class World:
         return Sweep(
             self.events, self.deliveries, self.queue, self.accept, policies, self.clock, OVERDUE, LEASE, Random(7)
         )
+
+    @property
+    def refine(self) -> Refine:
+        return Refine(self.deliveries, self.suppressions, self.queue, self.clock, lambda given: {given, "scripted"})
 
     @property
     def operate(self) -> Operate:

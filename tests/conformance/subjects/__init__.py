@@ -9,4 +9,4 @@ from tests.conformance.subject import Subject
 def subjects() -> list[Subject]:
     """All of them."""
     modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
-    return [subject for module in modules for subject in getattr(module, "SUBJECTS", (module.SUBJECT,))]
+    return [subject for module in modules for subject in getattr(module, "SUBJECTS", None) or (module.SUBJECT,)]

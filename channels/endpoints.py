@@ -1,0 +1,117 @@
+"""The health of recipients' endpoints: one that has done nothing but fail for days is given up.
+
+As Standard Webhooks' implementations do (Svix: after five days). While all answer, nothing is written; a first
+failure, and a first answer after it, are.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Final
+
+from domain.failures import DeliveryFailure, PermanentFailure
+from domain.ports import Endpoints, Failing
+from domain.vocabulary import Reason
+
+TELL_SECONDS: Final = 10.0
+"""After an answer, until the store is told of it, with all that came meanwhile."""
+STORE_SECONDS: Final = 1.0
+"""For the store, at most: a send does not wait for a database that is away."""
+LOOK_AGAIN: Final = timedelta(minutes=10)
+"""For so long a process trusts what it knows of a failing endpoint: another one may have had an answer."""
+SILENCE: Final = timedelta(days=1)
+"""After so long without a failure the next one alone says nothing: one that may be repaired gets another chance."""
+KEPT: Final = 10_000
+"""Failing endpoints that a process remembers; more cost a look at the store for each failure."""
+
+
+class EndpointHealth:
+    """Of all endpoints of one provider, by their URLs, of which the store gets a digest.
+
+    An answer that any process has had counts, but for those of its last ten seconds if it is killed.
+    """
+
+    def __init__(self, store: Endpoints, disable_after: timedelta, now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._disable_after = disable_after
+        self._now = now
+        self._answered: set[str] = set()
+        self._failing: dict[str, Failing] = {}
+        self._telling: asyncio.Task[None] | None = None
+
+    def succeeded(self, url: str) -> None:
+        """Note an answer; it costs a digest."""
+        key = _key(url)
+        self._answered.add(key)
+        self._failing.pop(key, None)
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell_later())
+
+    async def failed(self, url: str, failure: DeliveryFailure) -> DeliveryFailure:
+        """Note a failure; what it means, now that this is known: itself, or that the endpoint is given up."""
+        now, key = self._now(), _key(url)
+        try:
+            async with asyncio.timeout(STORE_SECONDS):
+                known = await self._known(key, now)
+                if now - known.since < self._disable_after or now - known.last > SILENCE:
+                    return failure
+                await self._forget(key)
+        except Exception:  # noqa: BLE001 - whatever is wrong with the store, the failure stays what it is
+            return failure
+        detail = f"{failure.detail}; it has only failed since {known.since:%Y-%m-%d %H:%M} UTC: disabled"
+        return PermanentFailure(Reason.ENDPOINT_GONE, detail, suppress=True)
+
+    async def close(self) -> None:
+        """Tell what is not told yet, but do not wait for a database that is away."""
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.wait([self._telling])
+            self._telling = None
+        with suppress(Exception):
+            async with asyncio.timeout(STORE_SECONDS):
+                await self._tell()
+
+    async def _known(self, key: str, now: datetime) -> Failing:
+        """By heart; of an endpoint that may be given up, and now and then of any, from the store."""
+        known = self._failing.get(key)
+        if known is not None and now - known.last < LOOK_AGAIN and now - known.since < self._disable_after:
+            return known
+        afresh = key in self._answered
+        self._answered.discard(key)
+        try:
+            found = await self._store.failing(key, now, afresh=afresh)
+        except BaseException:
+            self._answered |= {key} if afresh else set()
+            raise
+        self._remember(key, Failing(found.since, now))
+        return found
+
+    def _remember(self, key: str, known: Failing) -> None:
+        if len(self._failing) >= KEPT:
+            self._failing.clear()
+        self._failing[key] = known
+
+    async def _forget(self, key: str) -> None:
+        """It starts anew, should an operator take it off the suppression list."""
+        self._failing.pop(key, None)
+        await self._store.answered([key])
+
+    async def _tell_later(self) -> None:
+        while self._answered:
+            await asyncio.sleep(TELL_SECONDS)
+            await self._tell()
+
+    async def _tell(self) -> None:
+        keys, self._answered = self._answered, set()
+        try:
+            if keys:
+                await self._store.answered(keys)
+        except BaseException:
+            self._answered |= keys
+            raise
+
+
+def _key(url: str) -> str:
+    return hashlib.sha256(url.encode(errors="replace")).hexdigest()

@@ -1,0 +1,365 @@
+"""Web Push to browsers: RFC 8030 (the protocol), RFC 8291 and 8188 (encryption), RFC 8292 (VAPID).
+
+The address is the subscription as the browser gave it: `{"endpoint", "keys": {"p256dh", "auth"}}`, as a JSON text.
+Its endpoint is the recipient's word, and not to be trusted: only public addresses are connected, and nothing that a
+push service answers is held against the others.
+"""
+
+import base64
+import binascii
+import ssl
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import aiohttp
+import http_ece
+import jwt
+import orjson
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    derive_private_key,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from pydantic import Field, SecretStr, model_validator
+from yarl import URL
+
+from channels.classify import parse_retry_after
+from channels.guard import address_refused, guarded_session
+from channels.http import Answer, Api, ConnectionOptions, tracing
+from channels.push import MAX_TTL, Push, TimeToLive, push_of, size_refused, takes_target
+from channels.surroundings import NOWHERE, Surroundings
+from channels.taxonomy import Meaning, Rule, Table, codes_of
+from domain.failures import DeliveryFailure, PermanentFailure
+from domain.message import Accepted, Message
+from domain.vocabulary import Reason
+
+MAX_PAYLOAD: Final = 3993
+"""Bytes before encryption: a push service need not take more than 4096 after it (RFC 8030 §7.2, RFC 8291 §4)."""
+VALID_FOR: Final = timedelta(hours=12)
+"""A VAPID token; at most 24 hours (RFC 8292 §2)."""
+EARLY: Final = timedelta(hours=1)
+"""Before its end a token is replaced."""
+ORIGINS: Final = 1000
+"""Whose tokens are kept: there are some five push services, but recipients name them."""
+MAX_REFERENCE: Final = 500
+
+ERRORS: Final = Table(
+    provider="webpush",
+    version="2026-11-23",
+    source="RFC 8030 (§5, §7.3, §8.4), RFC 8292 §4.2, and RFC 9110 for the rest",
+    rules=(
+        Rule("HTTP 404", Meaning.RECIPIENT, "the subscription has expired"),
+        Rule("HTTP 410", Meaning.RECIPIENT, "the subscription is gone"),
+        Rule("HTTP 413", Meaning.MESSAGE, "the payload is too large", Reason.MESSAGE_TOO_LARGE),
+        Rule("HTTP 400", Meaning.MESSAGE, "the request is wrong"),
+        Rule(
+            "HTTP 401",
+            Meaning.TRANSIENT,
+            "the VAPID token is refused: look at private_key, subject and this machine's clock"
+            " (Mozilla's service says it of a subscription made with another key, too)",
+            Reason.AUTHENTICATION,
+            provider_fault=False,
+        ),
+        Rule(
+            "HTTP 403",
+            Meaning.RECIPIENT,
+            "the subscription was made with another VAPID key",
+            suppress=False,  # it is as good as before to whoever has that key
+        ),
+        Rule("HTTP 429", Meaning.TRANSIENT, "too many messages", Reason.RATE_LIMITED, provider_fault=False),
+        Rule("HTTP 3xx", Meaning.RECIPIENT, "the endpoint leads elsewhere", Reason.REDIRECT_REFUSED, suppress=False),
+        Rule("HTTP 408", Meaning.TRANSIENT, "the request did not come in time", Reason.TIMEOUT, provider_fault=False),
+        Rule("HTTP 425", Meaning.TRANSIENT, "too early", provider_fault=False),
+        Rule("HTTP 4xx", Meaning.MESSAGE, "the push service does not take it"),
+        Rule("HTTP 5xx", Meaning.TRANSIENT, "the push service has a fault", provider_fault=False),
+    ),
+)
+
+
+class WebPushOptions(ConnectionOptions):
+    """Settings of one application server, which is what a site is to push services.
+
+    Attributes:
+        private_key: VAPID's: in PEM, or the 32 bytes in base64url as `web-push generate-vapid-keys` prints them; or
+            `private_key_file`, where it is. The site subscribes with its public half (`applicationServerKey`).
+        subject: whom a push service may write to: a `mailto:` or `https:` URL.
+        ttl: how long a message is kept for a browser that is away, if its content does not say.
+        allow_private: whether private and loopback addresses may be called, and without TLS.
+    """
+
+    private_key: SecretStr | None = None
+    private_key_file: Path | None = None
+    subject: Annotated[str, Field(pattern=r"^(?:mailto:[^\s@]+@[^\s@]+|https://\S+)$")]
+    ttl: TimeToLive = MAX_TTL
+    allow_private: bool = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> "WebPushOptions":
+        if (self.private_key is None) == (self.private_key_file is None):
+            raise ValueError("needs private_key or private_key_file, one of them")
+        self.key()
+        return self
+
+    def key(self) -> EllipticCurvePrivateKey:
+        """The signing key.
+
+        Raises:
+            ValueError: it cannot be read, or is none.
+        """
+        given = "private_key" if self.private_key else "private_key_file"
+        try:
+            return _private_key(self._text())
+        except (OSError, ValueError, TypeError):
+            raise ValueError(f"{given} should be a P-256 key, in PEM form or its 32 bytes in base64url") from None
+
+    def _text(self) -> str:
+        if self.private_key is not None:
+            return self.private_key.get_secret_value().replace("\\n", "\n")
+        return self.private_key_file.read_text(encoding="ascii") if self.private_key_file else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """Where a browser is reached, and what only it can read (RFC 8291 §2)."""
+
+    endpoint: URL = field(repr=False)
+    key: EllipticCurvePublicKey = field(repr=False)
+    auth: bytes = field(repr=False)
+
+    @property
+    def origin(self) -> str:
+        """The push service, as a VAPID token names it."""
+        return str(self.endpoint.origin())
+
+
+class Vapid:
+    """Identifies this server to push services (RFC 8292). A token for each of them, signed anew after eleven hours."""
+
+    def __init__(self, options: WebPushOptions, now: Callable[[], datetime]) -> None:
+        self._key = options.key()
+        self._subject = options.subject
+        self._now = now
+        self._public = _base64url(_point(self._key.public_key()))
+        self._tokens: OrderedDict[str, tuple[str, datetime]] = OrderedDict()
+
+    def authorization(self, origin: str) -> str:
+        """The header for a push service."""
+        token, until = self._tokens.get(origin) or ("", self._now())
+        if until - EARLY <= self._now():
+            token = self._signed(origin)
+        return f"vapid t={token},k={self._public}"
+
+    def _signed(self, origin: str) -> str:
+        until = self._now() + VALID_FOR
+        claims = {"aud": origin, "exp": int(until.timestamp()), "sub": self._subject}
+        token = jwt.encode(claims, self._key, algorithm="ES256")
+        self._tokens[origin] = token, until
+        if len(self._tokens) > ORIGINS:
+            self._tokens.popitem(last=False)
+        return token
+
+
+class PushServices(Api):
+    """Requests to endpoints that recipients brought: to public addresses only, and no failure is the provider's."""
+
+    def __init__(self, options: WebPushOptions) -> None:
+        super().__init__(options, {"Accept-Encoding": "identity"})
+        self._allow_private = options.allow_private
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            file = self._options.ca_file
+            self._session = guarded_session(
+                allow_private=self._allow_private,
+                connections=self._options.connections,
+                tls=ssl.create_default_context(cafile=str(file)) if file else True,
+                timeout=aiohttp.ClientTimeout(total=self._options.timeout.total_seconds()),
+                headers=self._headers,
+                trace_configs=[tracing()],
+            )
+        return self._session
+
+    def _failure(self, error: Exception, *, sent: bool) -> DeliveryFailure:
+        if address_refused(error):
+            return PermanentFailure(Reason.ADDRESS_REFUSED, "the endpoint leads into a private network")
+        failure = super()._failure(error, sent=sent)
+        failure.provider_fault = False
+        return failure
+
+
+class WebPushProvider:
+    """Sends to browsers, whichever push service theirs is.
+
+    The protocol has no idempotency key: what is repeated may come twice, is marked, and takes its own first copy's
+    place (`Topic` while it waits at the push service, `tag` in the browser).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: WebPushOptions,
+        _: Surroundings = NOWHERE,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.name = name
+        self._options = options
+        self._now = now
+        self._vapid = Vapid(options, now)
+        self._services = PushServices(options)
+
+    def __repr__(self) -> str:
+        return f"WebPushProvider({self.name!r})"
+
+    def takes(self, recipient: Mapping[str, Any]) -> bool:
+        """A device whose target says `webpush`, or this provider's name."""
+        return takes_target(recipient, "webpush", self.name)
+
+    async def send(self, message: Message) -> Accepted:
+        """Encrypt one message and hand it to the browser's push service. Redirects are not followed.
+
+        Raises:
+            DeliveryFailure: as `ERRORS` says.
+        """
+        push = push_of(message)
+        subscription = subscription_of(push.token, secure=not self._options.allow_private)
+        body = _payload(push)
+        if len(body) > MAX_PAYLOAD:
+            raise size_refused(len(body), MAX_PAYLOAD)
+        answer = await self._services.request(
+            "POST",
+            str(subscription.endpoint),
+            headers=self._headers(push, subscription.origin),
+            data=encrypted(body, subscription),
+        )
+        if not answer.ok:
+            raise self._failure(answer)
+        location = answer.headers.get("Location")
+        return Accepted(f"HTTP {answer.status}", location[:MAX_REFERENCE] if location else None)
+
+    async def check(self) -> str:
+        """There is no server to reach: each subscription has its own."""
+        return "the VAPID key can sign; each subscription names its own push service"
+
+    async def close(self) -> None:
+        """Close the kept connections."""
+        await self._services.close()
+
+    def _headers(self, push: Push, origin: str) -> Mapping[str, str]:
+        headers = {
+            "Authorization": self._vapid.authorization(origin),
+            "Content-Type": "application/octet-stream",
+            "Content-Encoding": "aes128gcm",
+            "TTL": str(push.left(self._options.ttl, self._now())),
+            "Topic": _topic(push),
+        }
+        return headers | ({"Urgency": push.priority} if push.priority else {})
+
+    def _failure(self, answer: Answer) -> DeliveryFailure:
+        codes = codes_of(answer.status)
+        rule = ERRORS.rule(*codes)
+        words = f": {rule.words}" if rule else ""
+        wait = parse_retry_after(answer.headers.get("Retry-After"), self._now())
+        return ERRORS.failure(codes, f"HTTP {answer.status}{words}", wait)
+
+
+def subscription_of(text: str, *, secure: bool = True) -> Subscription:
+    """Read a subscription; `secure`: its endpoint has to be an https:// URL, as RFC 8030 asks.
+
+    Raises:
+        PermanentFailure: `bad_address`, it is none.
+    """
+    try:
+        document = orjson.loads(text)
+        endpoint, keys = URL(document["endpoint"]), document["keys"]
+        point, auth = _unbase64url(keys["p256dh"]), _unbase64url(keys["auth"])
+        key = EllipticCurvePublicKey.from_encoded_point(SECP256R1(), point)
+        endpoint.origin()
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise _no_subscription("is no subscription: {endpoint, keys: {p256dh, auth}} in JSON") from None
+    if endpoint.scheme not in ({"https"} if secure else {"https", "http"}) or endpoint.user is not None:
+        raise _no_subscription("has an endpoint that is no https:// URL")
+    if len(auth) != 16:
+        raise _no_subscription("has an authentication secret that is not of 16 bytes")
+    return Subscription(endpoint, key, auth)
+
+
+def encrypted(body: bytes, subscription: Subscription) -> bytes:
+    """The message as only the browser can read it; with a key of its own, as RFC 8291 asks for each."""
+    sealed: bytes = http_ece.encrypt(
+        body,
+        private_key=generate_private_key(SECP256R1()),
+        dh=_point(subscription.key),
+        auth_secret=subscription.auth,
+        version="aes128gcm",
+    )
+    return sealed
+
+
+def _payload(push: Push) -> bytes:
+    """What the site's service worker reads with `event.data.json()`.
+
+    The form is that of Declarative Web Push (W3C Push API): browsers that know it show it without a service worker,
+    if it has a title and a URL.
+    """
+    shown = {
+        "title": push.title,
+        "body": push.text,
+        "navigate": push.url,
+        "image": push.image,
+        "tag": _topic(push),
+        "data": push.data or None,
+    }
+    document: dict[str, Any] = {"notification": {name: value for name, value in shown.items() if value is not None}}
+    if push.title and push.url:
+        document = {"web_push": 8030} | document
+    return orjson.dumps(document | ({"app_badge": push.badge} if push.badge is not None else {}))
+
+
+def _topic(push: Push) -> str:
+    """At most 32 characters of base64url (RFC 8030 §5.4)."""
+    return push.collapse_id(32, "A-Za-z0-9_-")
+
+
+def _no_subscription(why: str) -> PermanentFailure:
+    return PermanentFailure(Reason.BAD_ADDRESS, f"the token {why}")
+
+
+def _private_key(text: str) -> EllipticCurvePrivateKey:
+    """In PEM, or as 32 bytes in base64url.
+
+    Raises:
+        ValueError: it is no key, or one of another curve.
+    """
+    if "BEGIN" not in text:
+        number = _unbase64url(text.strip())
+        if len(number) != 32:
+            raise ValueError("is not of 32 bytes")
+        return derive_private_key(int.from_bytes(number), SECP256R1())
+    found = load_pem_private_key(text.encode(), None)
+    if not isinstance(found, EllipticCurvePrivateKey) or not isinstance(found.curve, SECP256R1):
+        raise ValueError("is no P-256 key")
+    return found
+
+
+def _point(key: EllipticCurvePublicKey) -> bytes:
+    return key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+
+
+def _base64url(value: bytes) -> str:
+    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
+
+
+def _unbase64url(text: str) -> bytes:
+    """Raises ValueError: it is not base64url, with or without padding."""
+    plain = text.rstrip("=").translate(str.maketrans("-_", "+/"))
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except binascii.Error:
+        raise ValueError("is not base64url") from None

@@ -1,0 +1,187 @@
+"""Addresses that nothing more is sent to, and why.
+
+An address is known by `<channel>/<SHA-256 of the normalised address>`: that is what is compared, kept in memory and
+logged. The address itself is personal data; it is kept for the operator alone, and only `notipy suppressions` shows it.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+from domain.delivery import Change, Delivery
+from domain.event import Recipient
+from domain.vocabulary import Channel, Reason, State, SuppressionReason
+
+SOFT_BOUNCES = 5
+"""So many deliveries to an address bounced softly, none delivered in between, and it is suppressed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suppression:
+    """One address, and since when, why and by whom it is suppressed.
+
+    Attributes:
+        source: `operator`, or the provider that was told so, as `send:<provider>` or `receipt:<provider>`.
+        expires_at: from when on it is used again; None: never by itself.
+    """
+
+    channel: Channel
+    address: str = field(repr=False)
+    reason: SuppressionReason
+    source: str
+    since: datetime
+    expires_at: datetime | None = None
+
+    @property
+    def key(self) -> str:
+        """Under which it is stored."""
+        return address_key(self.channel, self.address)
+
+    @property
+    def told(self) -> str:
+        """Why and since when, in a line; never the address."""
+        return f"{self.reason} since {self.since:%Y-%m-%dT%H:%M:%SZ}, by {self.source}"
+
+    def in_force(self, now: datetime) -> bool:
+        """Whether it has not expired."""
+        return self.expires_at is None or self.expires_at > now
+
+
+class Suppressions(Protocol):
+    """The suppression list. What is looked up costs no query while the list is small: it is held in memory."""
+
+    async def among(self, keys: Sequence[str]) -> Mapping[str, Suppression]:
+        """Those of these keys that are suppressed now, as of a few seconds ago (`storage.suppressions.REFRESH`)."""
+        ...
+
+    async def add(self, suppression: Suppression) -> None:
+        """Suppress it durably, and at once for this process; one that is in force already stays as it is."""
+        ...
+
+    async def soft_bounced(self, key: str, ref: str) -> int:
+        """Count a soft bounce of the delivery `ref`, once however often it is told; returns how many there are now."""
+        ...
+
+    async def forget_soft_bounces(self, key: str) -> None:
+        """Something was delivered to the address: the count begins anew."""
+        ...
+
+
+class NothingSuppressed:
+    """`Suppressions` of whoever has none."""
+
+    async def among(self, keys: Sequence[str]) -> Mapping[str, Suppression]:  # noqa: ARG002
+        """None of them."""
+        return {}
+
+    async def add(self, suppression: Suppression) -> None:
+        """Nothing is kept."""
+
+    async def soft_bounced(self, key: str, ref: str) -> int:  # noqa: ARG002
+        """Nothing is counted."""
+        return 0
+
+    async def forget_soft_bounces(self, key: str) -> None:
+        """There is nothing to forget."""
+
+
+NOTHING_SUPPRESSED = NothingSuppressed()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Addresses
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def address_key(channel: Channel, address: str) -> str:
+    """`<channel>/<SHA-256 of the normalised address>`."""
+    return f"{channel}/{hashlib.sha256(normalised(channel, address).encode()).hexdigest()}"
+
+
+def normalised(channel: Channel, address: str) -> str:
+    """The address as it is compared: of two that reach the same, one form.
+
+    An e-mail address is folded to lower case on both sides of the @: RFC 5321 lets the left one be case-sensitive, and
+    no provider makes use of that. Its domain is written in IDNA. Everything else is taken as it is.
+    """
+    address = address.strip()
+    if channel is not Channel.EMAIL:
+        return address
+    local, _, domain = address.casefold().rpartition("@")
+    try:
+        return f"{local}@{domain if domain.isascii() else domain.encode('idna').decode()}"
+    except UnicodeError:
+        return f"{local}@{domain}"
+
+
+def addresses_of(channel: Channel, recipient: Mapping[str, Any]) -> Sequence[str]:
+    """Where the channel reaches the recipient: one address, or of `push` one token for each installation."""
+    value = recipient.get(Recipient.ADDRESS_FIELDS[channel])
+    if channel is Channel.PUSH:
+        return [str(target["token"]) for target in value or ()]
+    return [str(value)] if value else []
+
+
+def keys_of(delivery: Delivery) -> Sequence[str]:
+    """The keys of a delivery's addresses."""
+    return [address_key(delivery.channel, address) for address in addresses_of(delivery.channel, delivery.recipient)]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Before planning and before sending
+# ---------------------------------------------------------------------------------------------------------------
+
+
+async def screen(suppressions: Suppressions, delivery: Delivery) -> Suppression | None:
+    """Why the delivery may not be sent; None: it may."""
+    keys = keys_of(delivery)
+    return _hit(keys, await suppressions.among(keys))
+
+
+async def screen_planned(suppressions: Suppressions, batch: Sequence[Delivery]) -> Sequence[Delivery]:
+    """Planned deliveries, those to suppressed addresses final at once. One question for all of them."""
+    open_ = [delivery for delivery in batch if not delivery.state.final]
+    found = await suppressions.among([key for delivery in open_ for key in keys_of(delivery)])
+    return [_planned(delivery, found) for delivery in batch] if found else batch
+
+
+def _hit(keys: Sequence[str], found: Mapping[str, Suppression]) -> Suppression | None:
+    """Suppressed is what cannot be reached anywhere; planning makes a delivery for each device."""
+    return found[keys[0]] if found and keys and all(key in found for key in keys) else None
+
+
+def _planned(delivery: Delivery, found: Mapping[str, Suppression]) -> Delivery:
+    hit = None if delivery.state.final else _hit(keys_of(delivery), found)
+    if hit is None:
+        return delivery
+    change = Change(
+        State.SUPPRESSED, delivery.updated_at, Reason.SUPPRESSED_ADDRESS, delivery.epoch, 0, detail=hit.told
+    )
+    return replace(delivery, history=()).changed(change, None)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What a provider says of an address
+# ---------------------------------------------------------------------------------------------------------------
+
+
+async def suppress_refused(suppressions: Suppressions, delivery: Delivery, provider: str, now: datetime) -> None:
+    """A provider has refused the delivery's address as such."""
+    reason = _REFUSED.get(delivery.channel, SuppressionReason.REJECTED)
+    await suppress(suppressions, delivery, reason, f"send:{provider}", now)
+
+
+async def suppress(
+    suppressions: Suppressions, delivery: Delivery, reason: SuppressionReason, source: str, now: datetime
+) -> None:
+    """Send nothing more to where the delivery went."""
+    for address in addresses_of(delivery.channel, delivery.recipient):
+        await suppressions.add(Suppression(delivery.channel, address, reason, source, now))
+
+
+_REFUSED: Mapping[Channel, SuppressionReason] = {
+    Channel.PUSH: SuppressionReason.DEAD_TOKEN,
+    Channel.WEBHOOK: SuppressionReason.ENDPOINT_GONE,
+}

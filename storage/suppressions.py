@@ -1,0 +1,246 @@
+"""The suppression list: the truth in MongoDB, and in memory which addresses have to be looked up there at all."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
+
+from domain.group_commit import GroupCommit
+from domain.suppression import Suppression
+from domain.vocabulary import Channel, SuppressionReason
+from storage.database import Database, Document
+from storage.writes import write_all
+
+REFRESH = timedelta(seconds=2)
+"""Between two looks for what is new: a suppression by another process takes effect within this, and a moment."""
+IN_MEMORY = 100_000
+"""Entries of which the fingerprints are held, some 7 MB; of a longer list every address is looked up, in groups."""
+OVERLAP = timedelta(seconds=30)
+"""What is read again at each look: writes become visible in another order than that of their times."""
+ANEW = timedelta(minutes=15)
+"""How often all of it is read anew: what was removed leaves no trace, and costs a query a message until then."""
+PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class SuppressionFilter:
+    """Which entries a list shows; None: any."""
+
+    channel: Channel | None = None
+    reason: SuppressionReason | None = None
+    since: datetime | None = None
+
+
+class MongoSuppressions:
+    """`domain.suppression.Suppressions` in the collections `suppressions` and `soft_bounces`.
+
+    Memory only says that an address may be suppressed; the database then says whether it is, so that an entry that was
+    removed or has expired stops nobody.
+    """
+
+    def __init__(self, database: Database, limit: int = IN_MEMORY) -> None:
+        self._database = database
+        self._collection = database.collection("suppressions")
+        self._counts = database.collection("soft_bounces")
+        self._limit = limit
+        self._known: set[int] | None = None
+        self._seen_until = self._read_at = datetime.min.replace(tzinfo=UTC)
+        self._refreshing = asyncio.Lock()
+        self.on_added: Callable[[Suppression], None] = lambda _: None
+        self._questions: GroupCommit[str, Suppression | None] = GroupCommit(self._look_up)
+        self._additions: GroupCommit[Suppression, None] = GroupCommit(self._add_all)
+        self._forgotten: GroupCommit[str, None] = GroupCommit(self._forget_all)
+
+    # -- what every message asks ------------------------------------------------------------------------------------
+
+    async def among(self, keys: Sequence[str]) -> Mapping[str, Suppression]:
+        """From memory where none of them can be; a query shared with others' where one may."""
+        known = self._known
+        asked = keys if known is None else [key for key in keys if _fingerprint(key) in known]
+        if not asked:
+            return {}
+        found = await asyncio.gather(*map(self._questions.submit, asked))
+        return {key: entry for key, entry in zip(asked, found, strict=True) if entry is not None}
+
+    async def refresh(self) -> None:
+        """Take over what others have added; everything anew from time to time."""
+        async with self._refreshing:
+            now = datetime.now(UTC)
+            if now - self._read_at >= ANEW:
+                await self._read_anew()
+                self._read_at = now
+            elif self._known is not None:
+                self._remember(await self._fingerprints(self._seen_until - OVERLAP))
+
+    async def _read_anew(self) -> None:
+        """Whatever is added meanwhile is read again at the next look, because that begins before this did."""
+        began = await self._database.time()
+        count = await self._database.run(self._collection.estimated_document_count)
+        self._known = None if count > self._limit else set()
+        if self._known is not None:
+            self._remember(await self._fingerprints(datetime.min.replace(tzinfo=UTC)))
+        self._seen_until = max(self._seen_until, began)
+
+    async def _fingerprints(self, since: datetime) -> set[int]:
+        """From the index `changed` alone."""
+        query = self._collection.find({"updated_at": {"$gt": since}}, {"_id": 1, "updated_at": 1}).hint("changed")
+        documents = await self._database.run(lambda: query.clone().to_list(self._limit + 1))
+        self._seen_until = max([self._seen_until, *(document["updated_at"] for document in documents)])
+        return {_fingerprint(document["_id"]) for document in documents}
+
+    def _remember(self, fingerprints: Iterable[int]) -> None:
+        if self._known is not None:
+            self._known.update(fingerprints)
+            if len(self._known) > self._limit:
+                self._known = None
+
+    async def _look_up(self, keys: list[str]) -> Sequence[Suppression | None]:
+        query = self._collection.find({"_id": {"$in": keys}})
+        documents = await self._database.run(lambda: query.clone().to_list(None))
+        now = datetime.now(UTC)
+        found = {document["_id"]: _read(document) for document in documents}
+        return [entry if (entry := found.get(key)) is not None and entry.in_force(now) else None for key in keys]
+
+    # -- what providers and receipts say ----------------------------------------------------------------------------
+
+    async def add(self, suppression: Suppression) -> None:
+        """An upsert that changes nothing of what is there; grouped with others'."""
+        await self._additions.submit(suppression)
+
+    async def _add_all(self, additions: list[Suppression]) -> Sequence[None]:
+        now = datetime.now(UTC)
+        first = {entry.key: entry for entry in reversed(additions)}
+        expired = {"_id": {"$in": list(first)}, "expires_at": {"$lte": now}}
+        await self._database.run(lambda: self._collection.delete_many(expired, hint="_id_"))
+        await self._write([UpdateOne({"_id": key}, _new(entry), upsert=True) for key, entry in first.items()])
+        self._remember(map(_fingerprint, first))
+        for entry in first.values():
+            self.on_added(entry)
+        return [None] * len(additions)
+
+    async def soft_bounced(self, key: str, ref: str) -> int:
+        """One document an address, with the deliveries that bounced: a set, so that one told twice counts once."""
+        update = {"$addToSet": {"deliveries": ref}, "$set": {"at": datetime.now(UTC)}}
+        document = await self._database.run(
+            lambda: self._counts.find_one_and_update(
+                {"_id": key}, update, upsert=True, return_document=ReturnDocument.AFTER
+            )
+        )
+        return len(document["deliveries"])
+
+    async def forget_soft_bounces(self, key: str) -> None:
+        """A deletion, grouped with others'; there mostly is nothing to delete."""
+        await self._forgotten.submit(key)
+
+    async def _forget_all(self, keys: list[str]) -> Sequence[None]:
+        await self._database.run(lambda: self._counts.delete_many({"_id": {"$in": keys}}))
+        return [None] * len(keys)
+
+    # -- what operators do ------------------------------------------------------------------------------------------
+
+    async def put(self, entries: Sequence[Suppression]) -> int:
+        """Write these, in place of what is there; returns how many are new. The last of the same address counts."""
+        last = {entry.key: entry for entry in entries}
+        before = await self.stored(list(last))
+        await self._write([UpdateOne({"_id": key}, _replacing(entry), upsert=True) for key, entry in last.items()])
+        self._remember(map(_fingerprint, last))
+        return len(last) - len(before)
+
+    async def stored(self, keys: Sequence[str]) -> Collection[str]:
+        """Those of these keys that are stored, in force or not."""
+        query = self._collection.find({"_id": {"$in": list(keys)}}, {"_id": 1})
+        return {document["_id"] for document in await self._database.run(lambda: query.clone().to_list(None))}
+
+    async def remove(self, keys: Sequence[str]) -> int:
+        """Use these addresses again, their soft bounces forgotten; returns how many were there."""
+        await self._forget_all(list(keys))
+        result = await self._database.run(lambda: self._collection.delete_many({"_id": {"$in": list(keys)}}))
+        return result.deleted_count
+
+    async def listed(self, chosen: SuppressionFilter, limit: int | None = None) -> AsyncIterator[Suppression]:
+        """Those in force, the latest first; from the index `list`, in pages that hold no cursor open."""
+        after: Document | None = None
+        left = limit
+        while left is None or left > 0:
+            page = await self._page(chosen, after, min(PAGE, left or PAGE))
+            for document in page:
+                yield _read(document)
+            if not page:
+                return
+            after, left = page[-1], None if left is None else left - len(page)
+
+    async def _page(self, chosen: SuppressionFilter, after: Document | None, size: int) -> list[Document]:
+        """Two queries where a page goes on, of the same moment and of those before, each from where it begins."""
+        found: list[Document] = []
+        for query in _queries(chosen, after):
+            if left := size - len(found):
+                ordered = self._collection.find(query).sort([("since", DESCENDING), ("_id", ASCENDING)]).limit(left)
+                cursor = ordered.hint("list")
+                found += await self._database.run(lambda cursor=cursor: cursor.clone().to_list(None))  # type: ignore[misc]
+        return found
+
+    async def _write(self, updates: Sequence[UpdateOne]) -> None:
+        await self._database.run(lambda: write_all(self._collection, updates))
+
+
+def _fingerprint(key: str) -> int:
+    """64 bits of the hash: another address with the same ones costs a query, and is not suppressed by it."""
+    return int(key[-16:], 16)
+
+
+def _wanted(chosen: SuppressionFilter) -> Document:
+    channels = [str(channel) for channel in Channel] if chosen.channel is None else [str(chosen.channel)]
+    reasons = [str(reason) for reason in SuppressionReason] if chosen.reason is None else [str(chosen.reason)]
+    window: Document = {} if chosen.since is None else {"since": {"$gte": chosen.since}}
+    return {"channel": {"$in": channels}, "reason": {"$in": reasons}, **window}
+
+
+def _queries(chosen: SuppressionFilter, after: Document | None) -> Sequence[Document]:
+    in_force = {"$or": [{"expires_at": {"$exists": False}}, {"expires_at": {"$gt": datetime.now(UTC)}}]}
+    query = _wanted(chosen) | in_force
+    if after is None:
+        return [query]
+    at = after["since"]
+    return [
+        {**query, "since": at, "_id": {"$gt": after["_id"]}},
+        {**query, "since": {**query.get("since", {}), "$lt": at}},
+    ]
+
+
+def _document(entry: Suppression) -> Document:
+    document = {
+        "channel": str(entry.channel),
+        "address": entry.address,
+        "reason": str(entry.reason),
+        "source": entry.source,
+        "since": entry.since,
+        "expires_at": entry.expires_at,
+    }
+    return {name: value for name, value in document.items() if value is not None}
+
+
+_STAMP: Mapping[str, Any] = {"$currentDate": {"updated_at": True}}
+"""By the server's clock: by it others look for what is new."""
+
+
+def _new(entry: Suppression) -> Document:
+    return {"$setOnInsert": _document(entry), **_STAMP}
+
+
+def _replacing(entry: Suppression) -> Document:
+    lasting = {"$unset": {"expires_at": ""}} if entry.expires_at is None else {}
+    return {"$set": _document(entry), **_STAMP, **lasting}
+
+
+def _read(document: Mapping[str, Any]) -> Suppression:
+    return Suppression(
+        channel=Channel(document["channel"]),
+        address=document["address"],
+        reason=SuppressionReason(document["reason"]),
+        source=document["source"],
+        since=document["since"],
+        expires_at=document.get("expires_at"),
+    )

@@ -1,0 +1,171 @@
+"""Which words a recipient gets, and what a content in several locales has to be."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channels.rendering import TemplateRenderer
+from domain.locales import localised, lookup
+from domain.notification import Definition, check_content
+from domain.vocabulary import Channel
+
+CONTENT: dict[str, Any] = {
+    "subject": "Hello",
+    "text": "base {{ a }}",
+    "locales": {"de": {"subject": "Hallo"}, "de_AT": {"subject": "Servus"}, "pt-BR": {"text": "Olá {{ b }}"}},
+}
+
+
+def definition(**more: Any) -> Definition:
+    return Definition.model_validate({"name": "n", "on": "a.b", "channels": {"email": CONTENT}} | more)
+
+
+def subject(tag: str | None, content: dict[str, Any] = CONTENT) -> str:
+    return str(localised(content, tag)[0]["subject"])
+
+
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [
+        ("de", "Hallo"),
+        ("DE", "Hallo"),
+        ("de-CH", "Hallo"),
+        ("de-CH-1996", "Hallo"),
+        ("de-AT", "Servus"),
+        ("de_at", "Servus"),
+        ("de-AT-x-wien", "Servus"),
+        ("den", "Hello"),
+        ("fr", "Hello"),
+        ("pt", "Hello"),
+        (None, "Hello"),
+        ("", "Hello"),
+    ],
+)
+def test_the_most_specific_words_are_chosen(tag: str | None, expected: str) -> None:
+    assert subject(tag) == expected
+
+
+def test_a_tag_falls_back_part_by_part() -> None:
+    assert list(lookup("zh_Hant_TW")) == ["zh-hant-tw", "zh-hant", "zh"]
+    assert list(lookup("de-x-wien")) == ["de-x-wien", "de"]
+    assert list(lookup("")) == [""]
+
+
+def test_a_locale_overrides_field_by_field() -> None:
+    assert localised(CONTENT, "pt-BR") == ({"subject": "Hello", "text": "Olá {{ b }}"}, "pt-br")
+    german = {"subject": "s", "text": "t", "locales": {"de": {"subject": "S", "text": "T"}, "de-AT": {"subject": "A"}}}
+    assert localised(german, "de-AT") == ({"subject": "A", "text": "T"}, "de-at")
+    removed = {"subject": "s", "text": "t", "html": "h", "locales": {"de": {"html": None}}}
+    rendered = TemplateRenderer().render(Channel.EMAIL, removed, {"recipient": {"locale": "de"}})
+    assert rendered == {"subject": "s", "text": "t"}
+
+
+@given(st.text(max_size=30))
+def test_any_locale_gets_some_words(tag: str) -> None:
+    assert subject(tag) in {"Hello", "Hallo", "Servus"}
+
+
+def test_each_locale_must_make_a_usable_content() -> None:
+    faults = check_content(
+        Channel.EMAIL,
+        {
+            "subject": "s",
+            "text": "t",
+            "locales": {
+                "de": {"subjekt": "S", "attachments": 1},
+                "DE": {"text": None},
+                "fr": {"subject": 5},
+                "x!": {},
+                "it": {"locales": {}},
+            },
+        },
+    )
+    assert [str(fault) for fault in faults] == [
+        "email.locales.x!: is not a locale such as de or pt-BR",
+        "email.locales.DE: is the same locale as de",
+        "email.locales.de.attachments: is the same for all locales: set it in the channel itself",
+        "email.locales.de.subjekt: is not a field that NotiPy knows",
+        "email.locales.DE: needs text, html or both",
+        "email.locales.fr.subject: Input should be a valid string",
+        "email.locales.it.locales: is the same for all locales: set it in the channel itself",
+    ]
+
+
+def test_a_locale_need_not_say_again_what_a_less_specific_one_says() -> None:
+    assert not check_content(Channel.SMS, {"text": "t", "locales": {"de": {"max_segments": 2}, "de-AT": {"text": "u"}}})
+    broken = {"text": "t", "locales": {"de": {"text": None}, "de-AT": {"text": "u"}}}
+    assert [fault.field for fault in check_content(Channel.SMS, broken)] == ["sms.locales.de.text"]
+
+
+def test_a_fault_of_the_channels_own_words_is_told_once() -> None:
+    content = {"text": "t", "locales": {"de": {"text": "T"}, "fr": {"text": "U"}}}
+    assert [str(fault) for fault in check_content(Channel.EMAIL, content)] == ["email.subject: Field required"]
+
+
+@pytest.mark.parametrize("locales", [5, [], {"de": 5}, {"de": ["a"]}])
+def test_what_is_no_mapping_is_a_fault_and_no_crash(locales: object) -> None:
+    faults = check_content(Channel.SMS, {"text": "t", "locales": locales})
+    assert all(fault.field.startswith("sms.locales") for fault in faults)
+    assert len(faults) == 1
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../b", "./a", "a//b", "", ".hidden", "a\\b", "a\nb", "ü"])
+def test_names_of_partials_lead_nowhere_else(name: str) -> None:
+    with pytest.raises(ValueError, match="should be the path of a file below"):
+        definition(partials={name: "x"})
+
+
+def test_partials_are_limited() -> None:
+    with pytest.raises(ValueError, match="partials of more than"):
+        definition(partials={f"p{number}": "x" * 100_000 for number in range(6)})
+    with pytest.raises(ValueError, match="at most 50"):
+        definition(partials={f"p{number}": "x" for number in range(51)})
+
+
+def test_a_definition_without_the_new_fields_is_stored_as_before() -> None:
+    assert definition().document() == {"name": "n", "on": "a.b", "channels": {"email": CONTENT}}
+
+
+def test_a_definition_is_read_back_as_it_was() -> None:
+    full = definition(default_locale="en", partials={"footer.j2": "x"})
+    assert Definition.model_validate(full.document()) == full
+
+
+def test_an_event_cannot_bring_what_only_a_notification_shares() -> None:
+    assert check_content(Channel.SMS, {"text": "t", " shared": {"partials": []}})
+    assert check_content(Channel.SMS, {"text": "t", "partials": {"a": "b"}})
+
+
+# --- in the renderer ------------------------------------------------------------------------------------------------
+
+
+def test_every_locale_is_checked() -> None:
+    content = {"text": "{{ a }}", "locales": {"de": {"text": "\n{{ a|nope }}"}, "fr": {"text": "{{ b }}"}}}
+    (fault,) = TemplateRenderer().check(Channel.SMS, content)
+    assert str(fault) == "sms.locales.de.text: line 2: there is no filter 'nope'"
+    assert TemplateRenderer().missing(Channel.SMS, content, {}) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("locale", "default", "expected"),
+    [
+        ("de", None, "Summe 1.234,5"),
+        ("de-CH", None, "Summe 1’234.5"),
+        ("fr", "en", "Total 1,234.5"),  # the words are English, so is the number
+        ("fr", None, "Total 1\u202f234,5"),  # nobody knows what the words are
+        ("en-IN", "en", "Total 1,234.5"),
+        (None, "de-CH", "Total 1’234.5"),
+        (None, None, "Total 1,234.5"),
+        ("tlh", None, "Total 1,234.5"),
+    ],
+)
+def test_filters_follow_the_words(locale: str | None, default: str | None, expected: str) -> None:
+    words = {"text": "Total {{ t | number }}", "locales": {"de": {"text": "Summe {{ t | number }}"}}}
+    given = definition(channels={"chat": words}, **({"default_locale": default} if default else {}))
+    recipient = {"locale": locale} if locale else {}
+    rendered = TemplateRenderer().render(
+        Channel.CHAT, given.contents[Channel.CHAT], {"t": 1234.5, "recipient": recipient}
+    )
+    assert rendered["text"] == expected
