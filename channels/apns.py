@@ -184,8 +184,10 @@ class ProviderToken:
             self._sign()
         return self._value
 
-    def renewed(self) -> bool:
-        """Sign a new one, because the old one was refused; False if it is too early for that."""
+    def renewed(self, refused: str) -> bool:
+        """Have another than the one that was refused, signed by now if need be; False if it is too early for that."""
+        if self._value != refused:
+            return True  # of many requests that were refused together, another one has had it signed
         if self._age() < RENEWED_BEFORE:
             return False
         self._sign()
@@ -256,7 +258,8 @@ class ApnsProvider:
     async def check(self) -> str:
         """Send to a device that there cannot be; the refusal of its token says that everything else is right."""
         nobody = {"apns-topic": self._options.topic, "apns-push-type": "alert"}
-        answer = await self._request(f"/3/device/{'0' * 64}", nobody, b'{"aps":{"alert":"check"}}')
+        body = b'{"aps":{"alert":"check"}}'
+        answer = await self._request(self._token.get(), f"/3/device/{'0' * 64}", nobody, body)
         if not answer.ok and _reason(answer) not in {"BadDeviceToken", "Unregistered", "DeviceTokenNotForTopic"}:
             raise self._failure(answer)
         return "the provider token and the topic are taken"
@@ -281,14 +284,15 @@ class ApnsProvider:
 
     async def _post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Once; and once more with another provider token, if it was the token that had expired."""
-        answer = await self._request(path, headers, body)
-        if _reason(answer) == "ExpiredProviderToken" and self._token.renewed():
-            answer = await self._request(path, headers, body)
+        token = self._token.get()
+        answer = await self._request(token, path, headers, body)
+        if _reason(answer) == "ExpiredProviderToken" and self._token.renewed(refused=token):
+            answer = await self._request(self._token.get(), path, headers, body)
         if not answer.ok:
             raise self._failure(answer)
         return answer
 
-    async def _request(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    async def _request(self, token: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Ask once.
 
         Raises:
@@ -304,7 +308,7 @@ class ApnsProvider:
                 self._open().stream(
                     "POST",
                     self._options.url(path),
-                    headers={"authorization": f"bearer {self._token.get()}"} | dict(headers),
+                    headers={"authorization": f"bearer {token}"} | dict(headers),
                     content=body,
                     extensions={"trace": progress},
                 ) as answer,

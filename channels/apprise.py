@@ -1,10 +1,13 @@
 """Any of the services that Apprise knows, by their URLs: the library speaks to them, in threads of its own.
 
-A service's answer is for the library alone; it says whether the service has taken the message, and not why it has not.
+A service's answer is for the library alone. It says whether the service has taken the message, and not why it has not:
+a service that refuses, one that is not there and one whose answer did not come within the library's own four seconds
+are the same to it. So what was not taken may have been sent.
 """
 
 import asyncio
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,12 +17,14 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from channels.chat import KINDS, split
 from channels.surroundings import NOWHERE, Surroundings
 from domain.duration import Duration
 from domain.failures import PermanentFailure, TransientFailure, UnknownOutcome
 from domain.message import Accepted, Message
 from domain.vocabulary import Reason
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 ADVICE: Final = "the kind apprise needs its library: pip install 'notipy[apprise]'"
 
 
@@ -28,7 +33,7 @@ class AppriseOptions(BaseModel):
 
     Attributes:
         urls: of services, as Apprise writes them; each message goes to every one.
-        allow_recipient_urls: whether a recipient's `chat` may be such a URL, and is used in place of `urls`. Whoever
+        allow_recipient_urls: whether a recipient's `chat` may be such a URL, which is used in place of `urls`. Whoever
             publishes events can then have NotiPy call any address, in its own network too.
         timeout: for all services of one message.
         threads: messages that are handed over at once.
@@ -64,20 +69,23 @@ class AppriseProvider:
         return f"AppriseProvider({self.name!r})"
 
     def takes(self, recipient: Mapping[str, Any]) -> bool:
-        """Anybody, where the settings name services; else whoever has a URL of one."""
-        return bool(self._options.urls) or "://" in str(recipient.get("chat", ""))
+        """Whose address is for no other service: of `urls`, or a URL of its own where that is allowed."""
+        target = self._target(recipient)
+        if target is None:
+            return False
+        return self._options.allow_recipient_urls if "://" in target else bool(self._options.urls)
 
     async def send(self, message: Message) -> Accepted:
         """Hand it to every service, in a thread.
 
         Raises:
-            TransientFailure: no service has taken it, or no thread was free in time.
+            TransientFailure: no thread was free in time.
             PermanentFailure: the recipient's URL is none.
-            UnknownOutcome: some services have taken it and others not, or there was no answer in time.
+            UnknownOutcome: a service does not say that it has taken it, or there was no answer in time.
         """
         urls, own = self._urls(message)
         begun = threading.Event()
-        work = self._threads.submit(_hand_over, urls, _subject(message), _text(message), begun)
+        work = self._threads.submit(_hand_over, urls, message.content.get("title", ""), message.content["text"], begun)
         try:
             async with asyncio.timeout(self._options.timeout.total_seconds()):
                 taken = await asyncio.wrap_future(work)
@@ -99,7 +107,7 @@ class AppriseProvider:
 
     def _urls(self, message: Message) -> tuple[Sequence[str], bool]:
         """Where to, and whether the settings say so."""
-        given = str(message.recipient.get("chat", ""))
+        given = self._target(message.recipient) or ""
         if self._options.allow_recipient_urls and "://" in given:
             if _service(given) is None:
                 raise PermanentFailure(Reason.BAD_ADDRESS, "is no URL of a service that Apprise knows")
@@ -107,6 +115,15 @@ class AppriseProvider:
         if not self._options.urls:
             raise PermanentFailure(Reason.BAD_ADDRESS, "the recipient has no URL of a service")
         return [url.get_secret_value() for url in self._options.urls], True
+
+    def _target(self, recipient: Mapping[str, Any]) -> str | None:
+        """The address without `apprise:` or the provider's name; None if it is none, or another service's."""
+        address = str(recipient.get("chat") or "")
+        if _URL.match(address):
+            return address
+        prefix, target = split(address)
+        mine = prefix in {None, "apprise"} or (prefix == self.name and prefix not in KINDS)
+        return target if address and mine else None
 
 
 def _load() -> None:
@@ -148,19 +165,11 @@ def _notified(url: str, title: str, text: str) -> bool:
         return False
 
 
-def _subject(message: Message) -> str:
-    return message.content.get("title") or message.content.get("subject", "")
-
-
-def _text(message: Message) -> str:
-    return message.content.get("text") or message.content.get("html", "")
-
-
 def _outcome(taken: Sequence[bool], *, own: bool) -> Accepted:
     count = sum(taken)
     if count == len(taken):
         return Accepted(f"taken by {count} of {len(taken)} services")
     if count:
         raise UnknownOutcome(Reason.OUTCOME_UNKNOWN, f"taken by {count} of {len(taken)} services")
-    told = f"none of {len(taken)} services has taken it; Apprise does not say why"
-    raise TransientFailure(Reason.PROVIDER_UNAVAILABLE, told, provider_fault=own)
+    told = f"none of {len(taken)} services says that it has taken it; Apprise does not say why"
+    raise UnknownOutcome(Reason.OUTCOME_UNKNOWN, told, provider_fault=own)

@@ -24,7 +24,7 @@ from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure
 from domain.message import Message
 from domain.vocabulary import Reason
 
-KINDS: Final = frozenset({"slack", "teams", "discord", "telegram", "mattermost"})
+KINDS: Final = frozenset({"slack", "teams", "discord", "telegram", "mattermost", "apprise"})
 
 _PREFIXED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]{0,49}):(.*)", re.DOTALL)
 _URL = re.compile(r"https?://[^\s/?#]+\S*", re.IGNORECASE)

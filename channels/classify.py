@@ -18,13 +18,15 @@ from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure
 from domain.vocabulary import Reason
 
 MAX_DETAIL: Final = 200
+MAX_READ: Final = 2000
+"""Characters of a server's words that are looked at, of which `MAX_DETAIL` are kept."""
 LONGEST_RETRY_AFTER: Final = timedelta(days=7)
 """A longer Retry-After is read as this; the domain waits less anyway."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
-_ADDRESS = re.compile(r"[^\s<>()\[\],;:\"']+@[^\s<>()\[\],;\"']+")
+_ADDRESS = re.compile(r"(?<![^\s<>()\[\],;:\"'@])[^\s<>()\[\],;:\"'@]++@[^\s<>()\[\],;\"']+")
 _PHONE = re.compile(r"\+\d{7,}")
-_ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?!\S*\d*\.\d)")
+_ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?!\S*\.\d)")
 
 
 class Stage(StrEnum):
@@ -47,6 +49,8 @@ def scrub(text: str, hide: Iterable[str] = ()) -> str:
         if line.isascii() and secret.isascii() and secret.lower() not in line.lower():
             continue  # as in nearly every answer: no expression is made for it
         line = re.sub(re.escape(secret), "<hidden>", line, flags=re.IGNORECASE)
+    if len(line) > MAX_READ:
+        line = line[:MAX_READ].rpartition(" ")[0]  # not half an address: that would not be known as one
     line = _PHONE.sub("<number>", _ADDRESS.sub("<address>", line))
     return " ".join(line.split())[:MAX_DETAIL]
 
@@ -123,7 +127,8 @@ def smtp_failure(code: int, text: str, stage: Stage, hide: Iterable[str] = ()) -
     """What a reply that is no success means.
 
     A 5xx before the mail transaction (a greeting of 554, a refused EHLO) is about us and not about the message,
-    so it is transient; as is every answer that is no SMTP.
+    so it is transient; as is every answer that is no SMTP. So is a refused MAIL, which names nothing but our sender,
+    unless its size or its form is what is refused.
     """
     detail = scrub(f"{code} {text}", hide)
     if code in AUTHENTICATION_CODES or stage is Stage.AUTH:
@@ -136,6 +141,8 @@ def smtp_failure(code: int, text: str, stage: Stage, hide: Iterable[str] = ()) -
     if code < 500:
         # before a recipient is named it is no recipient's fault; and 421 closes the connection on whoever is next
         return TransientFailure(reason, detail, provider_fault=stage is Stage.MAIL or code == 421)
+    if stage is Stage.MAIL and not _about_message(code, text):
+        return TransientFailure(Reason.SENDER_REJECTED, detail, provider_fault=True)
     return PermanentFailure(reason, detail)
 
 
@@ -145,6 +152,12 @@ def enhanced_code(code: int, text: str) -> tuple[str, str] | None:
     if match is None or match[1] != str(code)[0]:
         return None
     return match[2], f"{int(match[2])}.{int(match[3])}"
+
+
+def _about_message(code: int, text: str) -> bool:
+    """Whether a refusal of MAIL is about this message: its size (RFC 1870), or its form (X.6, such as SMTPUTF8)."""
+    subject, detail = enhanced_code(code, text) or ("", "")
+    return code == 552 or detail in {"2.3", "3.4"} or subject == "6"
 
 
 def _smtp_reason(code: int, text: str, stage: Stage) -> Reason:

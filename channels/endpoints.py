@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
 
-from domain.failures import DeliveryFailure, PermanentFailure
+from domain.failures import DeliveryFailure, PermanentFailure, UnknownOutcome
 from domain.ports import Endpoints, Failing
 from domain.vocabulary import Reason
 
@@ -50,18 +50,25 @@ class EndpointHealth:
             self._telling = asyncio.create_task(self._tell_later())
 
     async def failed(self, url: str, failure: DeliveryFailure) -> DeliveryFailure:
-        """Note a failure; what it means, now that this is known: itself, or that the endpoint is given up."""
+        """Note a failure; what it means, now that this is known: itself, or that the endpoint is given up.
+
+        An unknown outcome counts as a failure but stays what it is: it may have arrived, so that giving up waits for
+        the next that certainly has not.
+        """
         now, key = self._now(), _key(url)
         try:
             async with asyncio.timeout(STORE_SECONDS):
                 known = await self._known(key, now)
-                if now - known.since < self._disable_after or now - known.last > SILENCE:
+                if isinstance(failure, UnknownOutcome) or not self._hopeless(known, now):
                     return failure
                 await self._forget(key)
         except Exception:  # noqa: BLE001 - whatever is wrong with the store, the failure stays what it is
             return failure
         detail = f"{failure.detail}; it has only failed since {known.since:%Y-%m-%d %H:%M} UTC: disabled"
         return PermanentFailure(Reason.ENDPOINT_GONE, detail, suppress=True)
+
+    def _hopeless(self, known: Failing, now: datetime) -> bool:
+        return now - known.since >= self._disable_after and now - known.last <= SILENCE
 
     async def close(self) -> None:
         """Tell what is not told yet, but do not wait for a database that is away."""

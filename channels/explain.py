@@ -11,6 +11,7 @@ from channels.classify import BY_CODE, BY_STATUS, Stage, http_failure, smtp_fail
 from channels.enhanced import WORDS
 from channels.registry import kinds
 from channels.taxonomy import CONSEQUENCES, HTTP_RULES, Meaning, Rule, Table, codes_of
+from domain.circuit import CONFIGURATION
 from domain.failures import DeliveryFailure, PermanentFailure, UnknownOutcome
 from domain.vocabulary import Reason
 
@@ -145,6 +146,7 @@ def _webhook(code: str) -> Explained:
     if 200 <= status < 300:
         raise NoSuchCode(f"{status} is no error: the receiver has taken it")
     failure = http_failure(status, None, datetime.now(UTC))
+    failure.suppress = failure.reason is Reason.ENDPOINT_GONE  # as the webhook adapter has it
     return _of_failure(WEBHOOK, f"HTTP {status}", failure, _phrase(status), _HTTP_SOURCE, status in BY_STATUS)
 
 
@@ -158,7 +160,8 @@ def _of_failure(provider: str, code: str, failure: DeliveryFailure, words: str, 
 def _does(meaning: Meaning, *, suppress: bool, provider_fault: bool) -> str:
     if meaning is Meaning.RECIPIENT and not suppress:
         return _KEPT
-    return _APART if meaning is Meaning.TRANSIENT and not provider_fault else CONSEQUENCES[meaning]
+    passing = meaning in {Meaning.TRANSIENT, Meaning.RATE_LIMITED}
+    return _APART if passing and not provider_fault else CONSEQUENCES[meaning]
 
 
 def _meaning(failure: DeliveryFailure) -> Meaning:
@@ -166,7 +169,7 @@ def _meaning(failure: DeliveryFailure) -> Meaning:
         return Meaning.UNKNOWN
     if isinstance(failure, PermanentFailure):
         return Meaning.RECIPIENT if failure.suppress or failure.reason in _RECIPIENTS else Meaning.MESSAGE
-    if failure.reason is Reason.AUTHENTICATION:
+    if failure.reason in CONFIGURATION and failure.provider_fault:
         return Meaning.CONFIGURATION
     return Meaning.RATE_LIMITED if failure.reason is Reason.RATE_LIMITED else Meaning.TRANSIENT
 

@@ -36,7 +36,7 @@ DEFAULT_WAIT: Final = timedelta(seconds=60)
 ERRORS: Final = Table(
     provider="fcm",
     version="2026-11-23",
-    source="Firebase Cloud Messaging, HTTP v1 REST reference (ErrorCode), and google.rpc.Code for the rest",
+    source="Firebase Cloud Messaging, HTTP v1 REST reference (ErrorCode); google.rpc.ErrorInfo and Code for the rest",
     rules=(
         Rule("UNREGISTERED", Meaning.RECIPIENT, "the app is gone from the device, or the token has expired"),
         Rule("INVALID_ARGUMENT message.token", Meaning.RECIPIENT, "that is no registration token", Reason.BAD_ADDRESS),
@@ -47,7 +47,14 @@ ERRORS: Final = Table(
             "the token belongs to another Firebase project",
             suppress=False,  # a wrong project in the settings must not suppress every device
         ),
-        Rule("QUOTA_EXCEEDED", Meaning.RATE_LIMITED, "a sending limit is exceeded"),
+        Rule("RATE_LIMIT_EXCEEDED", Meaning.RATE_LIMITED, "the project's quota of messages is exceeded"),
+        Rule(
+            "QUOTA_EXCEEDED",
+            Meaning.TRANSIENT,
+            "a sending limit is exceeded, which may be this device's own",
+            Reason.RATE_LIMITED,
+            provider_fault=False,
+        ),
         Rule("UNAVAILABLE", Meaning.TRANSIENT, "the server is overloaded"),
         Rule("INTERNAL", Meaning.TRANSIENT, "an internal error"),
         Rule(
@@ -64,10 +71,18 @@ ERRORS: Final = Table(
             "the service account may not send for this project, or the API is not enabled",
             Reason.AUTHENTICATION,
         ),
-        Rule("RESOURCE_EXHAUSTED", Meaning.RATE_LIMITED, "a quota of the API is exceeded"),
+        Rule(
+            "RESOURCE_EXHAUSTED",
+            Meaning.TRANSIENT,
+            "a quota is exceeded; which one is not told",
+            Reason.RATE_LIMITED,
+            provider_fault=False,
+        ),
         Rule("DEADLINE_EXCEEDED", Meaning.UNKNOWN, "out of time within Google; it may have been taken"),
     ),
 )
+_PROJECTS_QUOTA: Final = "RATE_LIMIT_EXCEEDED"
+"""The reason in `google.rpc.ErrorInfo`. The code alone is the same for a device that gets too many messages."""
 _TOKEN_FIELD: Final = "message.token"  # noqa: S105 - the name of a field
 _FIELD = re.compile(r"[\w.\[\]]{1,100}")
 
@@ -270,7 +285,7 @@ class FcmProvider:
         rule = ERRORS.rule(*codes)
         told = [codes[0], *([f": {rule.words}"] if rule else []), *(f"; {name}" for name in _fields(answer))]
         wait = parse_retry_after(answer.headers.get("Retry-After"), self._now())
-        limited = rule is not None and rule.meaning is Meaning.RATE_LIMITED
+        limited = rule is not None and rule.told is Reason.RATE_LIMITED
         return ERRORS.failure(
             codes, f"HTTP {answer.status} {''.join(told)}", wait or (DEFAULT_WAIT if limited else None)
         )
@@ -338,10 +353,11 @@ def _text(value: Any) -> str:
 
 
 def _codes(answer: Answer) -> tuple[str, ...]:
-    """FCM's own code, with the token's field where that is to blame; then Google's status, then HTTP's."""
+    """The project's quota or the token's field, where that is to blame; FCM's own code, Google's status, HTTP's."""
     error = _error(answer)
     own = [str(detail["errorCode"]) for detail in _details(error) if "errorCode" in detail]
-    found = [*own, str(error.get("status", ""))]
+    quota = [_PROJECTS_QUOTA] * any(detail.get("reason") == _PROJECTS_QUOTA for detail in _details(error))
+    found = [*quota, *own, str(error.get("status", ""))]
     if "INVALID_ARGUMENT" in found and _blames_token(answer):
         found.insert(0, f"INVALID_ARGUMENT {_TOKEN_FIELD}")
     return (*filter(None, found), *codes_of(answer.status))

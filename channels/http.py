@@ -76,12 +76,17 @@ class Answer:
         return 200 <= self.status < 300
 
     @property
+    def parsed(self) -> Any:
+        """The body, read as JSON; None if it is none."""
+        try:
+            return orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            return None
+
+    @property
     def document(self) -> dict[str, Any]:
         """The body, if it is a JSON object; else an empty one."""
-        try:
-            found = orjson.loads(self.body)
-        except orjson.JSONDecodeError:
-            return {}
+        found = self.parsed
         return found if isinstance(found, dict) else {}
 
 

@@ -86,6 +86,8 @@ class HttpTemplateOptions(ApiOptions):
         parts = urlsplit(self.base_url)
         if not parts.hostname or "{" in parts.netloc:
             raise ValueError("url should name its host itself: placeholders may stand in its path and query")
+        if _climbs(self.base_url):
+            raise ValueError("url should have no step . or .. in its path")
         if self.json_body is not None and self.form is not None:
             raise ValueError("has both json and form: a request has one body")
         if wrong := placeholder_faults(dict(self.sources())):
@@ -132,7 +134,7 @@ class HttpTemplateProvider:
             DeliveryFailure: as the settings' `errors` say, else as its status is used by APIs; an unknown outcome if
                 the answer does not show whether the message was taken.
         """
-        url = self._url.rendered(message, url_part)["url"]
+        url = self._address(message)
         headers, body = self._request.of(message)
         answer = await self._api.request(self._options.method, url, headers=headers, data=body)
         if not self._taken(answer):
@@ -149,13 +151,20 @@ class HttpTemplateProvider:
         """Close the kept connections."""
         await self._api.close()
 
+    def _address(self, message: Message) -> str:
+        """The URL of this message's request; a step `..` would lead to another of the API's methods."""
+        url = self._url.rendered(message, url_part)["url"]
+        if _climbs(url):
+            raise PermanentFailure(Reason.MESSAGE_REJECTED, "a value would be the step . or .. of the URL's path")
+        return url
+
     def _taken(self, answer: Answer) -> bool:
         success = self._options.success
         if not (answer.ok if success.status is None else answer.status in success.status):
             return False
         if success.path is None:
             return True
-        found = at_path(answer.document, success.path)
+        found = at_path(answer.parsed, success.path)
         return type(found) is type(success.equals) and found == success.equals
 
     def _failure(self, answer: Answer) -> DeliveryFailure:
@@ -166,18 +175,18 @@ class HttpTemplateProvider:
         wait = parse_retry_after(answer.headers.get("Retry-After"), self._now())
         if rule is not None or not answer.ok:
             return self._errors.failure((code or "", *codes_of(answer.status)), told, wait)
-        if not answer.document:
+        if not answer.parsed:
             return UnknownOutcome(Reason.OUTCOME_UNKNOWN, f"{told}, and its body cannot be read")
         return PermanentFailure(Reason.MESSAGE_REJECTED, f"{told}, but not what the settings call a success")
 
     def _code(self, answer: Answer) -> str | None:
         path = self._options.errors.path if self._options.errors else None
-        found = at_path(answer.document, path) if path else None
+        found = at_path(answer.parsed, path) if path else None
         return str(found) if isinstance(found, str | int) else None
 
     def _reference(self, answer: Answer) -> str | None:
         path = self._options.reference
-        found = at_path(answer.document, path) if path else None
+        found = at_path(answer.parsed, path) if path else None
         return str(found)[:MAX_REFERENCE] if isinstance(found, str | int) else None
 
 
@@ -250,6 +259,10 @@ def _filled(place: str, value: Any, texts: Mapping[str, str]) -> Any:
     if isinstance(value, list):
         return [_filled(f"{place}.{index}", item, texts) for index, item in enumerate(value)]
     return texts[place] if isinstance(value, str) else value
+
+
+def _climbs(url: str) -> bool:
+    return not {".", ".."}.isdisjoint(urlsplit(url).path.split("/"))
 
 
 def url_part(text: str) -> str:

@@ -57,12 +57,11 @@ class InboxProvider:
         headers = {"x-notipy-delivery": delivery_id}
         try:
             await self._surroundings.publish(EXCHANGE, inbox_key(item.recipient), item_body(item), headers)
-        except UnknownOutcome as failure:  # published twice is harmless: an item is told from another by its id
+        except UnknownOutcome as failure:
+            if failure.reason is Reason.PROVIDER_UNAVAILABLE:
+                return  # a listener's own queue is full: that must stop nobody's inbox, and the database has the item
+            # published twice is harmless: an item is told from another by its id
             raise TransientFailure(failure.reason, failure.detail, provider_fault=True) from failure
-        except TransientFailure as failure:
-            if failure.reason is not Reason.PROVIDER_UNAVAILABLE:
-                raise
-            # a listener's own queue is full: that must not stop anybody's inbox, and the database has the item
 
     async def check(self) -> str:
         """Nothing but NotiPy's own database and broker is needed."""

@@ -18,11 +18,14 @@ from domain.vocabulary import Reason
 
 MAX_COPIES: Final = 49
 """Of one mail: most providers and servers take 50 recipients a message (RFC 5321 §4.5.3.1.8 asks for 100)."""
+MAX_ADDRESSES: Final = 16 * 1024
+"""Characters of `reply_to`, `cc` or `bcc`."""
 LONGEST_TARGET: Final = 900
 """Characters of a URL, which is not broken: a line holds 998 (RFC 5322 §2.1.1)."""
 
-_ONE = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",\n])+')
-_NAMED = re.compile(r'(?P<name>"(?:[^"\\]|\\.)*"|[^<>"@]*?)\s*<(?P<email>[^\s<>",;@]+@[^\s<>",;@]+)>')
+# What may be long is not given back (`++`, `*+`), else an address field takes time by the square of its length.
+_ONE = re.compile(r'(?:"(?:[^"\\]|\\.){0,1000}+"|[^",\n])++')
+_NAMED = re.compile(r'(?P<name>"(?:[^"\\]|\\.)*+"\s*+|[^<>"@]*+)<(?P<email>[^\s<>",;@]+@[^\s<>",;@]+)>')
 _BARE = re.compile(r'[^\s<>",;@]+@[^\s<>",;@]+')
 _X_PRIORITY: Final[Mapping[str, str]] = {"high": "1 (Highest)", "low": "5 (Lowest)"}
 
@@ -60,11 +63,11 @@ def read_fields(content: Mapping[str, str], recipient: Address) -> Fields:
     """
     if content.keys() <= _PLAIN:
         return NONE
-    reply_to, wrong = _addresses(content.get("reply_to", ""))
+    reply_to, wrong = _addresses(content, "reply_to")
     if wrong:
         raise _rejected("reply_to holds what is no e-mail address")
-    cc, bad_cc = _addresses(content.get("cc", ""))
-    bcc, bad_bcc = _addresses(content.get("bcc", ""))
+    cc, bad_cc = _addresses(content, "cc")
+    bcc, bad_bcc = _addresses(content, "bcc")
     cc, bcc = _each_once(recipient, cc, bcc)
     if len(cc) + len(bcc) > MAX_COPIES:
         raise _rejected(f"{len(cc) + len(bcc)} copies (cc and bcc); at most {MAX_COPIES} are sent")
@@ -75,8 +78,11 @@ def read_fields(content: Mapping[str, str], recipient: Address) -> Fields:
 _PLAIN: Final = frozenset({"subject", "text", "html"})
 
 
-def _addresses(text: str) -> tuple[list[Address], int]:
+def _addresses(content: Mapping[str, str], field: str) -> tuple[list[Address], int]:
     """The addresses, and how many entries are none."""
+    text = content.get(field, "")
+    if len(text) > MAX_ADDRESSES:
+        raise _rejected(f"{field} is longer than {MAX_ADDRESSES} characters")
     found = [_mailbox(item[0].strip()) for item in _ONE.finditer(text) if item[0].strip()]
     usable = [mailbox for mailbox in found if mailbox is not None]
     return usable, len(found) - len(usable)
@@ -87,7 +93,7 @@ def _mailbox(text: str) -> Address | None:
     named = _NAMED.fullmatch(text)
     if named is None and not _BARE.fullmatch(text):
         return None
-    name, email = (named["name"], named["email"]) if named else ("", text)
+    name, email = (named["name"].rstrip(), named["email"]) if named else ("", text)
     if name.startswith('"'):
         name = re.sub(r"\\(.)", r"\1", name[1:-1])
     try:

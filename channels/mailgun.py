@@ -105,7 +105,7 @@ class MailgunProvider:
         files = await self._files.of(message, options.timeout)
         mail = compose(message, options.sender, files)
         check_size(len(mail.body), options.max_message_bytes)
-        answer = await self._post(self._form(message.delivery_id, mail))
+        answer = await self._post(self._form(message.tag, mail))
         if not answer.ok:
             raise self._failure(answer, alone=not mail.copies)
         return answered(answer.status, str(answer.document.get("id") or "").strip("<>"), mail.left_out)
@@ -131,12 +131,12 @@ class MailgunProvider:
             data=form,
         )
 
-    def _form(self, delivery_id: str, mail: Mail) -> aiohttp.FormData:
+    def _form(self, delivery: str, mail: Mail) -> aiohttp.FormData:
         form = aiohttp.FormData(default_to_multipart=True)
         for recipient in mail.recipients:
             form.add_field("to", recipient)
         form.add_field("message", mail.body, filename="message.mime", content_type="message/rfc822")
-        form.add_field(DELIVERY_VARIABLE, delivery_id)
+        form.add_field(DELIVERY_VARIABLE, delivery)
         for tag in self._options.tags:
             form.add_field("o:tag", tag)
         if self._options.test_mode:

@@ -24,7 +24,7 @@ _CELL: Final = "\ue002"
 """Stands between the cells of a row while spaces are joined: a character for private use."""
 _SHOWN: Final = ("http:", "https:", "mailto:", "tel:", "sms:")
 _HIDDEN = re.compile(r"display\s*:\s*none", re.IGNORECASE)
-_CELLS = re.compile(rf"[ \u00a0]*{_CELL}[ \u00a0{_CELL}]*")
+_CELLS = re.compile(rf"(?<![ \u00a0])[ \u00a0]*+{_CELL}[ \u00a0{_CELL}]*+")
 _TARGET = re.compile(r" <(?:mailto:|tel:|sms:)?([^<>\s]+)>")
 _LINES = re.compile(r"\n{3,}")
 

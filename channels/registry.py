@@ -75,7 +75,6 @@ class ProviderKind:
     errors: Table | None = None
 
 
-APPRISE: Final = frozenset({Channel.CHAT, Channel.SMS, Channel.PUSH, Channel.EMAIL})
 PLAIN_HTTP: Final = frozenset({Channel.SMS, Channel.CHAT, Channel.PUSH, Channel.WEBHOOK})
 KINDS: Final[Mapping[str, ProviderKind]] = {
     "smtp": ProviderKind(SmtpOptions, frozenset({Channel.EMAIL}), SmtpProvider),
@@ -95,7 +94,7 @@ KINDS: Final[Mapping[str, ProviderKind]] = {
     "webhook": ProviderKind(WebhookOptions, frozenset({Channel.WEBHOOK}), WebhookProvider),
     "inbox": ProviderKind(InboxOptions, frozenset({Channel.INBOX}), InboxProvider),
     "amqp": ProviderKind(AmqpOptions, frozenset(Channel), AmqpProvider),
-    "apprise": ProviderKind(AppriseOptions, APPRISE, AppriseProvider),
+    "apprise": ProviderKind(AppriseOptions, frozenset({Channel.CHAT}), AppriseProvider),
     "http": ProviderKind(HttpTemplateOptions, PLAIN_HTTP, HttpTemplateProvider),
     "console": ProviderKind(ConsoleOptions, frozenset(Channel), ConsoleProvider),
     "file": ProviderKind(FileOptions, frozenset(Channel), FileProvider),

@@ -22,7 +22,7 @@ from channels.limits import check_lengths
 from channels.plain_text import plain_text
 from channels.sandbox import MAX_TEXT, Budget, Sandbox, TooCostly
 from channels.segments import MAX_SEGMENTS, excess
-from domain.locales import LOCALES, NOTHING_SHARED, SHARED, Shared, localised
+from domain.locales import LOCALES, NOTHING_SHARED, SHARED, Shared, localised, translated
 from domain.notification import templates
 from domain.ports import MessageTooLarge, TemplateError
 from domain.text import Fault
@@ -107,13 +107,13 @@ class TemplateRenderer:
                 in this field.
             MessageTooLarge: what came out is longer than the channel takes.
         """
-        tongue, shared = None, NOTHING_SHARED
+        spoken = _OWN_WORDS
         if LOCALES in content or SHARED in content:
-            shared = _shared(content)
-            content, tongue = _spoken(content, context, shared)
-        partials = shared.partials
+            content, spoken = _spoken(content, context, _shared(content))
+        partials = spoken.partials
         rendered = {
-            field: self._field(field, source, context, partials, tongue) for field, source in templates(content)
+            field: self._field(field, source, context, partials, spoken.tongue(field))
+            for field, source in templates(content)
         }
         if channel is Channel.WEBHOOK and "payload" not in rendered:
             rendered["payload"] = _default_payload(context)
@@ -182,14 +182,38 @@ def _shared(content: Mapping[str, Any]) -> Shared:
     return found if isinstance(found, Shared) else NOTHING_SHARED
 
 
+@dataclass(frozen=True, slots=True)
+class _Spoken:
+    """In which locale the words of each field are.
+
+    Attributes:
+        own: of the channel's own words; None: nobody knows.
+        locale: of those in `translated`.
+    """
+
+    own: str | None = None
+    locale: str | None = None
+    translated: frozenset[str] = frozenset()
+    partials: tuple[tuple[str, str], ...] = ()
+
+    def tongue(self, field: str) -> str | None:
+        """So that no English sentence has a German number in it: a locale may have some of the fields only."""
+        return self.locale if field.partition(".")[0] in self.translated else self.own
+
+
+_OWN_WORDS: Final = _Spoken()
+
+
 def _spoken(
     content: Mapping[str, Any], context: Mapping[str, Any], shared: Shared
-) -> tuple[Mapping[str, Any], str | None]:
-    """The words for the recipient, and their locale."""
+) -> tuple[Mapping[str, Any], _Spoken]:
+    """The words for the recipient, and their locales."""
     recipient = context.get("recipient")
     tag = recipient.get("locale") if isinstance(recipient, Mapping) else None
-    words, tongue = localised(content, tag if isinstance(tag, str) else None)
-    return words, tongue or shared.default_locale
+    tag = tag if isinstance(tag, str) else None
+    words, locale = localised(content, tag)
+    fields = translated(content, tag) if locale else frozenset()
+    return words, _Spoken(shared.default_locale, locale, fields, shared.partials)
 
 
 def _every_template(content: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -30,6 +30,7 @@ from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
 from channels.filters import FILTERS as LOCALISED
+from channels.filters import PER_CHARACTER
 
 BUDGET: Final = 1_000_000
 """Units of one rendering; about a quarter of a second at worst. A table row of five columns takes some 200."""
@@ -336,6 +337,7 @@ def _wrap_filter(name: str, function: Callable[..., Any], fee: int = _STEP) -> C
     passed = getattr(function, "jinja_pass_arg", None)
     limit = _LIMITS.get(name)
     lazy = name in _FREE | _SHALLOW
+    per_character = PER_CHARACTER.get(name, 0)
     weigher = _free if name in _FREE else _weigh_shallow if lazy else weigh
 
     @wraps(function)
@@ -345,6 +347,7 @@ def _wrap_filter(name: str, function: Callable[..., Any], fee: int = _STEP) -> C
         context.spend(fee + weigher(value))
         for argument in (*args, *kwargs.values()):
             context.spend(_weigh_opaque(argument))
+            context.spend(per_character * len(argument) if isinstance(argument, str) else 0)
         if limit is not None and not isinstance(value, Undefined):
             limit(value, *args, **kwargs)
         return _checked(context, function(*_first(passed, context), value, *args, **kwargs))

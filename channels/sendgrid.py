@@ -164,7 +164,7 @@ def _document(message: Message, recipient: Address, fields: Fields, files: Seque
         "content": content,
         "attachments": [_attachment(file, shown.get(position)) for position, file in enumerate(files)],
         "headers": {name: _encoded(text) for name, text in (*fields.headers, ("Auto-Submitted", "auto-generated"))},
-        "custom_args": {DELIVERY_ARGUMENT: message.delivery_id},
+        "custom_args": {DELIVERY_ARGUMENT: message.tag},
     }
     return {name: value for name, value in document.items() if value}
 

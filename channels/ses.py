@@ -34,8 +34,14 @@ ERRORS: Final = Table(
         Rule(
             "Email address is not verified",
             Meaning.CONFIGURATION,
-            "the sender, or in the sandbox the recipient, is not verified",
+            "the sender is not verified",
             Reason.SENDER_REJECTED,
+        ),
+        Rule(
+            "Email address is not verified: the recipient",
+            Meaning.RECIPIENT,
+            "the account is in the sandbox, and the recipient is not verified",
+            suppress=False,  # outside of the sandbox it is as good as any
         ),
         Rule("MessageRejected", Meaning.MESSAGE, "the content is invalid"),
         Rule(
@@ -74,8 +80,9 @@ ERRORS: Final = Table(
         Rule("ServiceUnavailable", Meaning.TRANSIENT, "SES is not available"),
     ),
 )
-"""Codes as SES writes them; the first is how the words of a `MessageRejected` begin that is about the account."""
-_UNVERIFIED: Final = ERRORS.rules[0].code
+"""Codes as SES writes them; the first is how the words of a `MessageRejected` begin that is about the account. They go
+on with the addresses that failed: the second is for those that do not name the sender."""
+_UNVERIFIED, _UNVERIFIED_RECIPIENT = (rule.code for rule in ERRORS.rules[:2])
 
 
 class SesOptions(MailApiOptions):
@@ -180,7 +187,7 @@ class SesProvider:
             "FromEmailAddress": mail.sender,
             "Destination": {"ToAddresses": [mail.recipient], "BccAddresses": list(mail.copies)},  # the envelope
             "Content": {"Raw": {"Data": mail.body}},
-            "EmailTags": [{"Name": DELIVERY_TAG, "Value": message.delivery_id}],
+            "EmailTags": [{"Name": DELIVERY_TAG, "Value": message.tag}],
             "ConfigurationSetName": self._options.configuration_set,
         }
         return {name: value for name, value in request.items() if value is not None}
@@ -249,12 +256,18 @@ class SesProvider:
         """SES's code decides; its words hold addresses, and are left out."""
         error, about = response.get("Error", {}), response.get("ResponseMetadata", {})
         status, code = int(about.get("HTTPStatusCode", 0)), str(error.get("Code", ""))
-        unverified = str(error.get("Message", "")).startswith(_UNVERIFIED)
-        codes = [_UNVERIFIED] * unverified + [code, *codes_of(status)]
+        codes = (*self._unverified(str(error.get("Message", ""))), code, *codes_of(status))
         rule = ERRORS.rule(*codes)
         detail = f"HTTP {status}: {rule.words}" if rule else f"HTTP {status}"
         wait = parse_retry_after(about.get("HTTPHeaders", {}).get("retry-after"), self._now())
         return ERRORS.failure(codes, detail, wait)
+
+    def _unverified(self, words: str) -> tuple[str, ...]:
+        """Whose identity it is that the words call unverified: only the sender's is everybody's."""
+        if not words.startswith(_UNVERIFIED):
+            return ()
+        others = "@" in words and self._sender.email.lower() not in words.lower()
+        return (_UNVERIFIED_RECIPIENT if others else _UNVERIFIED,)
 
     def _unprepared(self, error: Exception) -> DeliveryFailure:
         """Nothing was sent: the library found no credentials, or could not use what it found."""

@@ -61,7 +61,7 @@ class Rule:
         words: what the provider's documentation says of it, in short.
         reason: in place of the meaning's usual one.
         suppress: of a `recipient`: whether the address is of no more use at all.
-        provider_fault: of a `transient`: whether any other recipient would meet the same.
+        provider_fault: of a `transient` or `unknown`: whether any other recipient would meet the same.
     """
 
     code: str
@@ -115,7 +115,7 @@ class Table:
             case Meaning.MESSAGE:
                 return PermanentFailure(rule.told, detail)
             case Meaning.UNKNOWN:
-                return UnknownOutcome(rule.told, detail)
+                return UnknownOutcome(rule.told, detail, retry_after=retry_after, provider_fault=rule.provider_fault)
 
     def _all(self) -> Iterable[Rule]:
         yield from self.rules
@@ -124,6 +124,7 @@ class Table:
 
 HTTP_RULES: Final = (
     Rule("HTTP 401", Meaning.CONFIGURATION, "the credentials are wrong", Reason.AUTHENTICATION),
+    Rule("HTTP 402", Meaning.CONFIGURATION, "payment is required: the account has no credit left"),
     Rule("HTTP 403", Meaning.CONFIGURATION, "the credentials do not allow it", Reason.AUTHENTICATION),
     Rule("HTTP 404", Meaning.CONFIGURATION, "there is no such method: the base URL or the account is wrong"),
     Rule("HTTP 407", Meaning.CONFIGURATION, "a proxy wants credentials", Reason.AUTHENTICATION),
@@ -133,6 +134,9 @@ HTTP_RULES: Final = (
     Rule("HTTP 429", Meaning.RATE_LIMITED, "too many requests"),
     Rule("HTTP 3xx", Meaning.CONFIGURATION, "the base URL leads elsewhere", Reason.REDIRECT_REFUSED),
     Rule("HTTP 4xx", Meaning.MESSAGE, "the request is wrong"),
+    # a gateway answers, after it has passed the request on (RFC 9110 §15.6.3 and §15.6.5)
+    Rule("HTTP 502", Meaning.UNKNOWN, "a gateway had no usable answer; who is behind it may have taken it"),
+    Rule("HTTP 504", Meaning.UNKNOWN, "a gateway had no answer in time; who is behind it may have taken it"),
     Rule("HTTP 5xx", Meaning.TRANSIENT, "the provider has a fault"),
 )
 """Statuses as an API uses them (RFC 9110, 6585, 8470), where the provider's own table says nothing else."""

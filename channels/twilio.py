@@ -28,7 +28,12 @@ ERRORS: Final = Table(
         Rule("20429", Meaning.RATE_LIMITED, "too many requests"),
         Rule("21211", Meaning.RECIPIENT, "the number in To is not valid", Reason.BAD_ADDRESS),
         Rule("21212", Meaning.CONFIGURATION, "the number in From is not valid", Reason.SENDER_REJECTED),
-        Rule("21408", Meaning.CONFIGURATION, "the account may not send to this region"),
+        Rule(
+            "21408",
+            Meaning.RECIPIENT,
+            "the account may not send to this region: allow it in Twilio's console",
+            suppress=False,  # numbers of other countries are reached
+        ),
         Rule("21606", Meaning.CONFIGURATION, "From is no number of the account's", Reason.SENDER_REJECTED),
         Rule("21610", Meaning.RECIPIENT, "the recipient has unsubscribed (STOP)"),
         Rule("21611", Meaning.RATE_LIMITED, "the queue of this From number is full"),

@@ -69,15 +69,19 @@ ERRORS: Final = Table(
         ),
         Rule(
             "HTTP 403",
-            Meaning.RECIPIENT,
-            "the subscription was made with another VAPID key",
-            suppress=False,  # it is as good as before to whoever has that key
+            Meaning.TRANSIENT,
+            "the VAPID token is refused, by Apple's service for its subject, audience or time, too; or the subscription"
+            " was made with another key",
+            Reason.AUTHENTICATION,
+            provider_fault=False,
         ),
         Rule("HTTP 429", Meaning.TRANSIENT, "too many messages", Reason.RATE_LIMITED, provider_fault=False),
         Rule("HTTP 3xx", Meaning.RECIPIENT, "the endpoint leads elsewhere", Reason.REDIRECT_REFUSED, suppress=False),
         Rule("HTTP 408", Meaning.TRANSIENT, "the request did not come in time", Reason.TIMEOUT, provider_fault=False),
         Rule("HTTP 425", Meaning.TRANSIENT, "too early", provider_fault=False),
         Rule("HTTP 4xx", Meaning.MESSAGE, "the push service does not take it"),
+        Rule("HTTP 502", Meaning.UNKNOWN, "a gateway had no usable answer; it may be taken", provider_fault=False),
+        Rule("HTTP 504", Meaning.UNKNOWN, "a gateway had no answer in time; it may be taken", provider_fault=False),
         Rule("HTTP 5xx", Meaning.TRANSIENT, "the push service has a fault", provider_fault=False),
     ),
 )

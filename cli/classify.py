@@ -59,7 +59,9 @@ def _looked_up(provider: str, code: str, stage: str) -> "Sequence[Explained]":
     try:
         return [explain(provider, code, Stage(stage))] if code else list(every(provider))
     except NoSuchProvider as error:
-        raise BadInput(f"No provider {provider} has error codes; there are: {', '.join(error.known)}.") from None
+        raise BadInput(
+            f"{provider}: no kind of provider with error codes of its own. There are {', '.join(error.known)}."
+        ) from None
     except NoSuchCode as error:
         raise BadInput(f"{code} is no error code of {provider}: {error}.") from None
     except ValueError as error:

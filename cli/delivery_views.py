@@ -172,12 +172,18 @@ def _fields(delivery: Delivery) -> Mapping[str, Cell | None]:
         "Reference": delivery.reference,
         "Attempts": _counts(delivery),
         "Created": time_text(delivery.created_at),
-        "Due": time_text(delivery.due_at),
+        **_due(delivery),
         "Expires": time_text(delivery.expires_at),
         "Duplicate": "possible: an attempt with unknown outcome was followed by another"
         if delivery.possible_duplicate
         else None,
     }
+
+
+def _due(delivery: Delivery) -> Mapping[str, Cell | None]:
+    """What happens at `due_at`: by itself, where it is held; else that is when the sweeper looks whether it has."""
+    name = "Due" if delivery.state is State.HELD else "Overdue from"
+    return {name: time_text(delivery.due_at)}
 
 
 def _counts(delivery: Delivery) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from unicodedata import category
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -59,9 +60,19 @@ def _console(terminal: bool, *, stderr: bool) -> Console:
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=None if terminal else UNBOUNDED)
 
 
+_HARMLESS = "\n\u00ad\u200b\u200c\u200d\u2060"
+"""A line's end, the soft hyphen, and what joins letters and pictures or keeps them apart."""
+
+
 def plain(text: str) -> str:
     """The text without what a terminal would obey: it may come from a producer or from a provider."""
-    return "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    """Spaces of every kind, and what joins letters, are text; controls and what turns its direction are not."""
+    text = character.isprintable() or character in _HARMLESS or category(character) == "Zs"
+    return character if text else "�"
 
 
 def json_line(record: Mapping[str, Any]) -> None:

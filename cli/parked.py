@@ -96,12 +96,11 @@ async def treat(core: Core, chosen: Chosen, action: str, report: Report, *, dry_
     if chosen.messages:
         return await _treat_events(core, chosen, action, report, dry_run)
     done = Done()
-    if dry_run:
-        async for delivery in core.deliveries.dead(chosen.filter, chosen.limit):
-            _treated(done, report, delivery, action)
-        return done
+    carry_out = _preview(core, action) if dry_run else _treatment(core, action)
     with progress(action, await count(core, chosen)) as advance:
-        await _each(core, chosen, _operation(core, action, report, done, advance))
+        await _each(core, chosen, _operation(carry_out, action, report, done, advance))
+    if dry_run:
+        return done
     if chosen.filter.state is State.FAILED:  # unknown ones were never parked
         done.removed = await clear(core, chosen.filter.channel)
     return done
@@ -114,9 +113,25 @@ async def treat(core: Core, chosen: Chosen, action: str, report: Report, *, dry_
 Operation = Callable[[Delivery], Awaitable[None]]
 
 
-def _operation(core: Core, action: str, report: Report, done: Done, advance: Callable[[int], None]) -> Operation:
-    carry_out = core.operate.replay if action == "replayed" else core.operate.drop
+Treatment = Callable[[Delivery], Awaitable[Delivery | Refused]]
 
+
+def _treatment(core: Core, action: str) -> Treatment:
+    return core.operate.replay if action == "replayed" else core.operate.drop
+
+
+def _preview(core: Core, action: str) -> Treatment:
+    """What a dry run asks instead: one that would be refused is told as such."""
+
+    async def as_it_is(delivery: Delivery) -> Delivery | Refused:
+        return delivery
+
+    return core.operate.replayable if action == "replayed" else as_it_is
+
+
+def _operation(
+    carry_out: Treatment, action: str, report: Report, done: Done, advance: Callable[[int], None]
+) -> Operation:
     async def one(delivery: Delivery) -> None:
         after = await carry_out(delivery)
         if isinstance(after, Refused):

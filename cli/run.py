@@ -29,7 +29,11 @@ def run(
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=256, help="Processes, each with all the roles.")] = 1,
     embedded: Annotated[
-        bool, typer.Option("--embedded", help="Start private servers too, for development; keeps their data.")
+        bool,
+        typer.Option(
+            "--embedded",
+            help="Start private servers too, for development, with settings of their own: notipy.yaml is not read.",
+        ),
     ] = False,
     worker: Annotated[
         int | None, typer.Option("--worker", hidden=True, help="The supervisor's: which one it is.")
@@ -73,7 +77,12 @@ def _run_embedded(ctx: typer.Context, *, alone: bool) -> None:
 
     chosen = ctx.find_root().obj
     if not alone or (isinstance(chosen, Globals) and chosen.config):
-        raise typer.BadParameter("goes without --config, --roles and --workers", param_hint="--embedded")
+        raise typer.BadParameter(
+            "has settings of its own, and goes without --config, --roles and --workers. Yours can use its servers: "
+            "`notipy run` with the NOTIPY_AMQP_URL and NOTIPY_MONGO_URL that it prints, and another virtual host and "
+            "another database in their paths",
+            param_hint="--embedded",
+        )
     run_embedded()
 
 

@@ -47,6 +47,16 @@ class Acks:
         self._alone: set[int] = set()
         self._flushing: asyncio.Task[None] | None = None
         self._held = False
+        self._open = 0
+
+    @property
+    def open(self) -> int:
+        """Messages that have come over the channel and that the broker still counts as under way."""
+        return self._open
+
+    def came(self) -> None:
+        """A message has come."""
+        self._open += 1
 
     def settled(self, tag: int) -> None:
         """The message may be acknowledged; that happens within milliseconds, unless they are held."""
@@ -57,6 +67,7 @@ class Acks:
 
     def given_back(self, tag: int) -> None:
         """The message is no longer ours: nothing is to be acknowledged, and those behind it need not wait for it."""
+        self._open -= 1
         self._alone.add(tag)
         self._advance()
 
@@ -105,7 +116,8 @@ class Acks:
 
     async def _prefix(self) -> None:
         if self._covered:
-            several, self._covered = self._covered > 1, 0
+            several = self._covered > 1
+            self._open, self._covered = self._open - self._covered, 0
             await self.channel.basic_ack(self._last, multiple=several)
 
     async def _stragglers(self) -> None:
@@ -118,5 +130,6 @@ class Acks:
     async def _one(self, tag: int) -> None:
         """Unless it has been already, or while another one was, the gap before it has closed."""
         if self._beyond.pop(tag, None) is not None:
+            self._open -= 1
             self._alone.add(tag)
             await self.channel.basic_ack(tag)

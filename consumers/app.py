@@ -153,7 +153,9 @@ def _core(
         suppressions=stores.suppressions,
         renderer=TemplateRenderer(),
         schemas=JsonSchemaCheck(),
-        operate=Operate(deliveries, events, publisher, now, settings.sweeper.overdue, settings.lease),
+        operate=Operate(
+            deliveries, events, publisher, now, settings.sweeper.overdue, settings.lease, stores.suppressions
+        ),
         now=now,
     )
 
@@ -324,7 +326,7 @@ class Application:
             self.consumers.renew,
             queues,
             self.consumers.paused,
-            lambda: [why for channel in self._channels for why in self.pools[channel].paused],
+            lambda: [f"{channel}: {why}" for channel in self._channels for why in self.pools[channel].paused],
             self.metrics,
         )
         self.page: Page | None = None

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Any, Protocol
 
 import orjson
@@ -114,9 +115,13 @@ class Guarded:
 
 
 def _about(message: AbstractIncomingMessage) -> dict[str, object]:
-    """Which delivery a work order is about: by these headers a replay or a drop finds the parked message."""
+    """Which delivery a work order is about: by these headers a replay or a drop finds the parked message.
+
+    And of what type the body is, where its publisher said so: a receipt that is a mail is replayed as one.
+    """
     named = (codec.DELIVERY, codec.EPOCH, codec.ATTEMPT, codec.EVENT_ID, codec.SOURCE, codec.TYPE)
-    return {name: message.headers[name] for name in named if name in message.headers}
+    about: dict[str, object] = {name: message.headers[name] for name in named if name in message.headers}
+    return about | ({codec.CONTENT_TYPE: message.content_type} if message.content_type else {})
 
 
 def handed_out(message: AbstractIncomingMessage) -> int:
@@ -200,17 +205,19 @@ class DeliveryHandler:
 
     async def _attempt_each(self, message: AbstractIncomingMessage) -> None:
         """Each as if it had come alone; the next message is read when all of this one are in progress."""
+        began = monotonic()
         async with asyncio.TaskGroup() as attempts, self._reading:
             for job in await self._read(message):
                 await self._free.acquire()
-                attempts.create_task(self._one_of_many(job, bool(message.redelivered)))
+                waited = timedelta(seconds=monotonic() - began)
+                attempts.create_task(self._one_of_many(job, bool(message.redelivered), waited))
 
-    async def _one_of_many(self, job: Dispatch, redelivered: bool) -> None:
+    async def _one_of_many(self, job: Dispatch, redelivered: bool, waited: timedelta) -> None:
         try:
             if self._stopping():  # one message may be work for longer than a stop may take: others will do the rest
                 await self._queue.dispatch(job)
             else:
-                await self._attempt(job, redelivered)
+                await self._attempt(job, redelivered, waited)
         except Exception as error:  # noqa: BLE001 - logged, and its order parked as if it had come alone
             log.error("message.handler_failed", role=str(self._channel), error=place_of(error))
             order = Incoming(codec.dispatch_body(job), None, None, None, redelivered)
@@ -220,8 +227,8 @@ class DeliveryHandler:
         finally:
             self._free.release()
 
-    async def _attempt(self, job: Dispatch, redelivered: bool) -> None:
-        tell(self._metrics, await self._deliver(job, redelivered=redelivered))
+    async def _attempt(self, job: Dispatch, redelivered: bool, waited: timedelta = timedelta(0)) -> None:
+        tell(self._metrics, await self._deliver(job, redelivered=redelivered, waited=waited))
 
 
 class CommandHandler:

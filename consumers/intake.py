@@ -28,9 +28,9 @@ RECONNECT_SECONDS = 1.0
 CONNECT_SECONDS = 10.0
 SETTLE_SECONDS = 0.05
 """After a cancellation: for messages that have arrived and whose handlers have not begun."""
-QUIET_SECONDS = 0.02
+QUIET_SECONDS = 0.1
 """Without a new message, after which the broker has nothing more under way to a consumer that acknowledges nothing."""
-QUIET_WITHIN = 0.5
+QUIET_WITHIN = 2.0
 """Seconds to wait for such a moment."""
 CANCEL_SECONDS = 5.0
 """That the broker may take to confirm a cancellation."""
@@ -159,14 +159,21 @@ class Consumer:
     async def _quiet(self) -> None:
         deadline = time.monotonic() + QUIET_WITHIN
         before = -1
-        while before != self._arrived and time.monotonic() < deadline:
+        while before != self._arrived and not self._full and time.monotonic() < deadline:
             before = self._arrived
             await asyncio.sleep(QUIET_SECONDS)
+
+    @property
+    def _full(self) -> bool:
+        """Whether it holds as many messages as it may, so that none is on its way."""
+        return self._acks is not None and self._acks.open >= self.subscription.concurrency
 
     async def _receive(self, message: AbstractIncomingMessage) -> None:
         self._arrived += 1
         self._heard_at = time.monotonic()
-        task = asyncio.create_task(self._handled(message, self._acks_of(cast("AckedChannel", message.channel))))
+        acks = self._acks_of(cast("AckedChannel", message.channel))
+        acks.came()
+        task = asyncio.create_task(self._handled(message, acks))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         # not waited for: the client cancels whatever came over a channel that is lost. What is under way goes on: the

@@ -1,6 +1,7 @@
 """Confirmed publishes to exchanges that are not NotiPy's own, for the providers that hand messages to them."""
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -23,8 +24,10 @@ JSON: Final = "application/json"
 TRANSIENT: Final = 1
 PERSISTENT: Final = 2
 CONNECT_SECONDS: Final = 10.0
+OPEN_SECONDS: Final = 15.0
+"""For a channel, with all that it waits for: when a lease is over, nobody can tell that nothing was sent."""
 REFUSED_SECONDS: Final = 1.0
-"""How long an exchange that was not there is not asked for again."""
+"""How long an exchange that was not there, or could not be reached, is not asked for again."""
 AT_ONCE: Final = 16
 """Publishes to one exchange that are under way, each over a channel of its own."""
 
@@ -37,7 +40,7 @@ class _Line:
     free: list[AbstractChannel] = field(default_factory=list)
     left: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
-    refused: tuple[float, str] = (-REFUSED_SECONDS, "")
+    refused: tuple[float, Reason, str] = (-math.inf, Reason.NOT_CONFIGURED, "")
 
     @property
     def alive(self) -> AbstractConnection | None:
@@ -73,8 +76,9 @@ class Outside:
 
         Raises:
             TransientFailure: nothing was published: there is no such exchange, it may not be published to, or there
-                is no connection. Or the broker refused it, because a queue that is bound is full: others have it.
-            UnknownOutcome: the connection was lost before the confirmation came.
+                is no connection, or none in time.
+            UnknownOutcome: the connection was lost before the confirmation came; or the broker refused it, because a
+                queue that is bound is full: others that are bound may have it (`PROVIDER_UNAVAILABLE`).
         """
         async with self._channel(exchange) as channel:
             try:
@@ -89,8 +93,8 @@ class Outside:
             except (ChannelNotFoundEntity, ChannelAccessRefused):
                 raise
             except DeliveryError:
-                detail = "RabbitMQ refused it: a queue that is bound is full"
-                raise _fault(Reason.PROVIDER_UNAVAILABLE, detail) from None
+                detail = "RabbitMQ refused it: a queue that is bound is full; others may have it"
+                raise UnknownOutcome(Reason.PROVIDER_UNAVAILABLE, detail, provider_fault=True) from None
             except Exception as error:
                 # the client ends what waits for a confirmation in more kinds of exception than it documents
                 detail = f"before RabbitMQ confirmed it: {place_of(error)}"
@@ -108,16 +112,31 @@ class Outside:
     async def _channel(self, exchange: str) -> AsyncIterator[AbstractChannel]:
         """One that nobody else uses; kept, unless something went wrong over it."""
         line = self._lines[exchange]
-        async with line.left:
-            channel = await self._usable(line, exchange)
-            try:
-                yield channel
-            except (ChannelNotFoundEntity, ChannelAccessRefused) as error:
-                raise await _refused(line, exchange, error) from None
-            except BaseException:
-                await _closed(channel)
-                raise
+        channel = await self._in_time(line, exchange)
+        try:
+            yield channel
+        except (ChannelNotFoundEntity, ChannelAccessRefused) as error:
+            raise await _refused(line, exchange, error) from None
+        except BaseException:
+            await _closed(channel)
+            raise
+        else:
             line.free.append(channel)
+        finally:
+            line.left.release()
+
+    async def _in_time(self, line: _Line, exchange: str) -> AbstractChannel:
+        """A channel, and one of the line's places, which its user gives back."""
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                await line.left.acquire()
+                try:
+                    return await self._usable(line, exchange)
+                except BaseException:
+                    line.left.release()
+                    raise
+        except TimeoutError:
+            raise _fault(Reason.TIMEOUT, "no channel to RabbitMQ in time; nothing was published") from None
 
     async def _usable(self, line: _Line, exchange: str) -> AbstractChannel:
         if line.alive is None:
@@ -126,9 +145,9 @@ class Outside:
             if not (channel := line.free.pop()).is_closed:
                 return channel
         async with line.opening:
-            at, told = line.refused
+            at, reason, told = line.refused
             if monotonic() - at < REFUSED_SECONDS:
-                raise _fault(Reason.NOT_CONFIGURED, told)
+                raise _fault(reason, told)
             return await self._opened(line, exchange)
 
     async def _opened(self, line: _Line, exchange: str) -> AbstractChannel:
@@ -142,7 +161,8 @@ class Outside:
         except (ChannelNotFoundEntity, ChannelAccessRefused) as error:
             raise await _refused(line, exchange, error) from None
         except Exception as error:
-            raise _fault(Reason.CONNECTION_REFUSED, f"no channel to RabbitMQ: {place_of(error)}") from error
+            line.refused = (monotonic(), Reason.CONNECTION_REFUSED, f"no channel to RabbitMQ: {place_of(error)}")
+            raise _fault(*line.refused[1:]) from error
         return channel
 
 
@@ -165,7 +185,7 @@ async def _refused(line: _Line, exchange: str, error: Exception) -> TransientFai
     """Close the connection, of which the client may have lost count, and remember why for a moment."""
     missing = isinstance(error, ChannelNotFoundEntity)
     told = f"there is no exchange {exchange!r}" if missing else f"NotiPy may not publish to the exchange {exchange!r}"
-    line.refused = (monotonic(), told)
+    line.refused = (monotonic(), Reason.NOT_CONFIGURED, told)
     await _retire(line)
     return _fault(Reason.NOT_CONFIGURED, told)
 

@@ -39,7 +39,7 @@ class ReceiptHandler:
     async def __call__(self, message: AbstractIncomingMessage) -> None:
         """Read → refine each → park what is left."""
         try:
-            read = read_receipts(message.body, message.content_type)
+            read = await asyncio.to_thread(read_receipts, message.body, message.content_type)  # some take long
         except Unreadable as fault:
             await self._park_whole(message, fault.reason, fault.faults)
             return

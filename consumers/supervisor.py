@@ -61,7 +61,7 @@ class Supervisor:
         samples = [sample for family in families for sample in family.samples]
         values = {s.name: s.value for s in samples if not s.labels}
         paused = {
-            f"provider {s.labels['provider']} is paused ({s.labels['reason']})"
+            f"{s.labels['channel']}: provider {s.labels['provider']} is paused ({s.labels['reason']})"
             for s in samples
             if s.name == "notipy_provider_paused" and s.value > 0
         }

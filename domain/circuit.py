@@ -1,9 +1,10 @@
 """A provider's circuit: while the provider itself is at fault, nothing is handed to it and no attempt is spent.
 
 The pattern is Michael Nygard's ("Release It!", Circuit Breaker), with two differences. A fault of configuration
-(wrong credentials, a bad certificate) opens the circuit at once, because an operator has to put it right. And
-before the first delivery is let through again, the provider is asked without sending anything
-(`domain.ports.Provider.check`), so that a dead provider costs no delivery an attempt.
+(wrong credentials, a bad certificate) opens the circuit at once, because an operator has to put it right; so does a
+limit of ours that is reached, because what follows would be refused, too. And before the first delivery is let through
+again, the provider is asked without sending anything (`domain.ports.Provider.check`), so that a dead provider costs no
+delivery an attempt.
 """
 
 import asyncio
@@ -32,8 +33,11 @@ FORGIVEN_AT_MOST = 50
 """Attempts of one delivery that are not counted: a fault that it alone provokes must come to an end."""
 TRIAL_TOLD_FOR = timedelta(minutes=1)
 """A circuit that waits for a delivery to try is told as paused for so long; afterwards there is just no traffic."""
-CONFIGURATION = frozenset({Reason.AUTHENTICATION, Reason.TLS, Reason.NOT_CONFIGURED})
+CONFIGURATION = frozenset(
+    {Reason.AUTHENTICATION, Reason.TLS, Reason.NOT_CONFIGURED, Reason.SENDER_REJECTED, Reason.REDIRECT_REFUSED}
+)
 """Faults that an operator has to put right: one is enough."""
+_AT_ONCE = CONFIGURATION | {Reason.RATE_LIMITED}
 
 
 class Mode(StrEnum):
@@ -142,7 +146,7 @@ class Circuit:
     def _opens(self, failure: DeliveryFailure) -> bool:
         if self.mode is Mode.OPEN:
             return False
-        return self._faults >= THRESHOLD or failure.reason in CONFIGURATION or failure.retry_after is not None
+        return self._faults >= THRESHOLD or failure.reason in _AT_ONCE or failure.retry_after is not None
 
     def _open(self, failure: DeliveryFailure) -> None:
         now = self.now()

@@ -99,27 +99,31 @@ class Deliver:
     suppressions: Suppressions = NOTHING_SUPPRESSED
     reading: dict[str, "asyncio.Future[EventData]"] = field(default_factory=dict)
 
-    async def __call__(self, job: Dispatch, *, redelivered: bool = False) -> Result:
+    async def __call__(self, job: Dispatch, *, redelivered: bool = False, waited: timedelta = timedelta(0)) -> Result:
         """Make one attempt, if a provider is used and the attempt can be claimed.
+
+        `waited`: how long it has been in hand, among others of its message: a token is waited for that much less.
 
         Where the provider turns out to be at fault, the next attempt is another's, at once. Should this process end in
         between, the delivery is `retrying`: it goes on when its message comes again, or is due.
         """
         tried = NOBODY
         while True:
-            member, result = await self._once(job, tried, redelivered)
+            member, result = await self._once(job, tried, redelivered, waited)
             if member is None or not isinstance(result, Settled) or not isinstance(result.outcome, FailedOver):
                 return result
             self.on_failover(result)
             job, tried, redelivered = job.again(result.delivery), tried | {member.name}, False
 
-    async def _once(self, job: Dispatch, tried: frozenset[str], redelivered: bool) -> tuple[Member | None, Result]:
+    async def _once(
+        self, job: Dispatch, tried: frozenset[str], redelivered: bool, waited: timedelta
+    ) -> tuple[Member | None, Result]:
         """One attempt with one provider, as soon as it is known which; those that were `tried` are passed over."""
         while True:
             choice = self.pool.choose(job.delivery.recipient, tried)
             match choice:
                 case Chosen(member):
-                    if (result := await self._through(choice, job, tried, redelivered)) is not None:
+                    if (result := await self._through(choice, job, tried, redelivered, waited)) is not None:
                         return member, result
                 case Trying(member):
                     await member.circuit.tried()
@@ -130,16 +134,20 @@ class Deliver:
                 case _:  # pragma: no cover
                     assert_never(choice)
 
-    async def _through(self, chosen: Chosen, job: Dispatch, tried: frozenset[str], redelivered: bool) -> Result | None:
+    async def _through(
+        self, chosen: Chosen, job: Dispatch, tried: frozenset[str], redelivered: bool, waited: timedelta
+    ) -> Result | None:
         """Make the attempt when its turn has come; None if the provider was paused meanwhile."""
         member = chosen.member
         with member.circuit.passing(chosen.passage):
-            if member.limiter is not None:
-                if (until := await member.limiter.turn(job.delivery.lane)) is not None:
-                    return await self._hold(job, member, Reason.RATE_LIMITED, member.limiter.told, until, redelivered)
-                if member.circuit.why is not None:
-                    return None
-            return await self._make(job, member, tried, redelivered)
+            if (limiter := member.limiter) is None:
+                return await self._make(job, member, tried, redelivered)
+            if (until := await limiter.turn(job.delivery.lane, waited)) is not None:
+                return await self._hold(job, member, Reason.RATE_LIMITED, limiter.told, until, redelivered)
+            result = None if member.circuit.why is not None else await self._make(job, member, tried, redelivered)
+        if result is None or _nothing_was_sent(result):
+            limiter.unused()
+        return result
 
     async def _hold_back(self, job: Dispatch, member: Member, until: datetime | None, redelivered: bool) -> Result:
         """Wait in the database for as long as the providers are left alone at least; no attempt is claimed."""
@@ -153,7 +161,7 @@ class Deliver:
         change = replace(
             self._change(job, State.HELD, self.now(), reason, why, provider=member.name), attempt=before.attempt
         )
-        held = before.changed(change, until)
+        held = before.changed(change, _in_time(before, until))
         if not await self.deliveries.record(held, before.attempt, [change]):
             return await self._not_claimed(job, redelivered)
         await self.queue.status(held, change)
@@ -169,9 +177,8 @@ class Deliver:
         ended = self.now()
         delivery, changes = self._after(job, provider, outcome, started, ended)
         if not await self.deliveries.record(delivery, job.attempt - 1, changes):
-            await self.deliveries.note(
-                delivery.id, replace(changes[-1], detail=f"after its lease: {changes[-1].detail}")
-            )
+            late = replace(changes[-1], detail=f"after its lease: {changes[-1].detail}")
+            await self.deliveries.note(delivery.id, late, reference=delivery.reference)
             return Late(delivery, outcome, provider)
         await self._settle(job, delivery, changes, outcome)
         return Settled(delivery, outcome, provider, (ended - started).total_seconds())
@@ -200,7 +207,12 @@ class Deliver:
         delivery = job.delivery
         if delivery.expires_at is not None and delivery.expires_at <= now:
             return Expired(f"its time was over at {delivery.expires_at.isoformat()}")
-        if (suppression := await screen(self.suppressions, delivery)) is not None:
+        try:
+            suppression = await screen(self.suppressions, delivery)
+        except Exception as error:  # noqa: BLE001 - told, and tried again: an attempt that is claimed has an outcome
+            failure = TransientFailure(Reason.INTERNAL_ERROR, place_of(error))
+            return self.policy.next_attempt(job.attempt - delivery.forgiven, failure, self.now(), self.rng)
+        if suppression is not None:
             return Suppressed(suppression.told)
         if member is None:
             return Failed(Reason.NOT_CONFIGURED, self.pool.untaken(delivery.channel, delivery.recipient))
@@ -208,10 +220,21 @@ class Deliver:
             message = await self._render(job, deadline)
             answer = await self._send(message, member, deadline)
         except DeliveryFailure as failure:
-            if failure.suppress and isinstance(failure, PermanentFailure):  # before it is recorded: a crash loses none
-                await suppress_refused(self.suppressions, delivery, member.name, self.now())
-            return self._failed(job, member, tried, failure)
+            return self._failed(job, member, tried, await self._heeded(failure, delivery, member))
         return Sent(answer, plain_reference(answer.reference))
+
+    async def _heeded(self, failure: DeliveryFailure, delivery: Delivery, member: Member) -> DeliveryFailure:
+        """The failure, its address suppressed before it is recorded, so that a crash loses none.
+
+        Where that cannot be: one that is tried again, so that the provider refuses the address again.
+        """
+        if not (failure.suppress and isinstance(failure, PermanentFailure)):
+            return failure
+        try:
+            await suppress_refused(self.suppressions, delivery, member.name, self.now())
+        except Exception as error:  # noqa: BLE001 - told, and tried again
+            return TransientFailure(Reason.INTERNAL_ERROR, place_of(error))
+        return failure
 
     def _failed(self, job: Dispatch, member: Member, tried: frozenset[str], failure: DeliveryFailure) -> Outcome:
         """What follows from a failure: the policy's answer, unless the provider alone is to blame."""
@@ -240,7 +263,7 @@ class Deliver:
 
     async def _handed_over(self, message: Message, member: Member) -> Accepted:
         try:
-            return await member.provider.send(message)
+            return Accepted.of(await member.provider.send(message))
         except DeliveryFailure as failure:
             member.circuit.ended(failure)
             raise
@@ -338,7 +361,8 @@ class Deliver:
             case FailedOver(reason, detail):
                 return change(State.RETRYING, reason=reason, detail=detail), at + self.overdue
             case Hold(reason, detail, until, duplicate):
-                return change(State.HELD, reason=reason, detail=detail, duplicate=duplicate), until
+                held = change(State.HELD, reason=reason, detail=detail, duplicate=duplicate)
+                return held, _in_time(job.delivery, until)
             case Failed(reason, detail, duplicate, suppressed):
                 failed = change(State.FAILED, reason=reason, detail=detail, duplicate=duplicate)
                 return failed.suppressing() if suppressed else failed, None
@@ -401,6 +425,18 @@ class Deliver:
         for claim in claims.values():
             await self.deliveries.postpone(stored, claim.lease_until)
         return NotClaimed(stored, "claimed")
+
+
+def _in_time(delivery: Delivery, until: datetime) -> datetime:
+    """When one that is held until then is looked at: not after its time is over, so that it expires when it does."""
+    return min(until, delivery.expires_at or until)
+
+
+def _nothing_was_sent(result: Result) -> bool:
+    """Whether the provider was not even asked."""
+    return isinstance(result, NotClaimed) or (
+        isinstance(result, Settled) and isinstance(result.outcome, Expired | Suppressed)
+    )
 
 
 def _went_wrong(done: "asyncio.Future[EventData]") -> bool:

@@ -81,6 +81,12 @@ def localised(content: Mapping[str, Any], tag: str | None) -> tuple[Mapping[str,
     return merged(content, *(known[candidate] for candidate in reversed(found))), found[0]
 
 
+def translated(content: Mapping[str, Any], tag: str | None) -> frozenset[str]:
+    """The fields whose words for a recipient of this locale are a locale's, and not the channel's own."""
+    known = {canonical(name): words for name, words in (content.get(LOCALES) or {}).items()}
+    return frozenset(field for candidate in lookup(tag or "") for field in known.get(candidate, ()))
+
+
 def variant(content: Mapping[str, Any], tag: str) -> dict[str, Any]:
     """The words of one of the locales of a content."""
     below = {name: words for name, words in content[LOCALES].items() if canonical(name) != canonical(tag)}

@@ -3,14 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from domain.event import Attachment
 from domain.vocabulary import Channel
 
+MAX_ANSWER: Final = 500
+"""Characters of a provider's answer, and of its name for a message, that are kept."""
+
 
 class Accepted(str):
     """A provider's answer in a line: it has taken the message.
+
+    Whatever it is made of, it can be stored: once a message is sent, nothing about the answer may fail.
 
     Attributes:
         reference: what the provider calls the message, if it does; its receipts speak of it by that name.
@@ -19,11 +24,24 @@ class Accepted(str):
     __slots__ = ("reference",)
     reference: str | None
 
-    def __new__(cls, answer: str, reference: str | None = None) -> Self:
-        """Both of them."""
-        made = super().__new__(cls, answer)
-        made.reference = reference
+    def __new__(cls, answer: str, reference: object = None) -> Self:
+        """Both of them; a `reference` that is neither a text nor a whole number is none."""
+        made = super().__new__(cls, _line(answer))
+        made.reference = _line(reference) or None
         return made
+
+    @classmethod
+    def of(cls, answer: object) -> Self:
+        """What a provider's `send` returned, of whatever type that is."""
+        return cls(_line(answer), getattr(answer, "reference", None))
+
+
+def _line(value: object) -> str:
+    """A text or a whole number as one printable line; of anything else nothing."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return ""
+    text = value if isinstance(value, str) else str(value) if value.bit_length() <= 128 else ""
+    return "".join(char if char.isprintable() else " " for char in text[:MAX_ANSWER]).strip()
 
 
 def plain_reference(reference: str | None) -> str | None:
@@ -53,3 +71,8 @@ class Message:
     created_at: datetime
     attachments: tuple[Attachment, ...] = field(default=(), repr=False)
     event_key: str = ""
+
+    @property
+    def tag(self) -> str:
+        """`<delivery>_<epoch>`: the idempotency key for labels that take letters, digits, - and _ alone."""
+        return self.idempotency_key.replace("/", "_")

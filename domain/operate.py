@@ -8,6 +8,7 @@ from domain.delivery import Change, Delivery
 from domain.dispatch import EventData, dispatch_of, travelling
 from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now, Purpose
 from domain.stored import read_event
+from domain.suppression import NOTHING_SUPPRESSED, Suppressions, screen
 from domain.token import unique_token
 from domain.vocabulary import REPLAYABLE, Reason, State
 
@@ -32,15 +33,17 @@ class Operate:
     now: Now
     overdue: timedelta
     lease: timedelta
+    suppressions: Suppressions = NOTHING_SUPPRESSED
     _reading: dict[str, "asyncio.Task[EventData | Refused | None]"] = field(default_factory=dict, repr=False)
 
     async def replay(self, delivery: Delivery) -> Delivery | Refused:
         """Start a new epoch of a failed delivery: its attempts are counted anew, its provider's idempotency key is new.
 
-        A crash between the database and the queue leaves a queued delivery that the sweeper dispatches.
+        One whose address is suppressed is left as it is. A crash between the database and the queue leaves a queued
+        delivery that the sweeper dispatches.
         """
-        if delivery.state not in REPLAYABLE:
-            return Refused(f"it is {delivery.state}; only {' and '.join(REPLAYABLE)} ones are replayed")
+        if isinstance(refused := await self.replayable(delivery), Refused):
+            return refused
         event = await self._event(delivery.event_key)
         if isinstance(event, Refused):
             return event
@@ -53,6 +56,14 @@ class Operate:
         await self.queue.dispatch(dispatch_of(after, event))
         await self.queue.status(after, change)
         return after
+
+    async def replayable(self, delivery: Delivery) -> Delivery | Refused:
+        """The delivery as it is; or why it would not be replayed."""
+        if delivery.state not in REPLAYABLE:
+            return Refused(f"it is {delivery.state}; only {' and '.join(REPLAYABLE)} ones are replayed")
+        if await screen(self.suppressions, delivery) is not None:
+            return Refused("its address is suppressed: remove it from the suppression list first")
+        return delivery
 
     async def drop(self, delivery: Delivery) -> Delivery | Refused:
         """Give a failed delivery up: it ends `cancelled`, reason `dropped`, and is replayed no more."""

@@ -131,7 +131,11 @@ class Pool:
     def untaken(self, channel: Channel, recipient: Mapping[str, Any]) -> str:
         """What kind of address none of them reaches; never the address."""
         kinds = sorted({str(target.get("provider")) for target in recipient.get("push") or ()})
-        kind = f"push tokens of {', '.join(kinds)}" if channel is Channel.PUSH else Recipient.ADDRESS_FIELDS[channel]
+        kind = Recipient.ADDRESS_FIELDS[channel]
+        if channel is Channel.PUSH:
+            kind = f"push tokens of {', '.join(kinds)}"
+        elif channel is Channel.CHAT:
+            kind = _chat(str(recipient.get("chat") or ""))
         names = ", ".join(member.name for member in self.members)
         return f"no provider of channels.{channel} ({names}) takes this kind of address: {kind}"
 
@@ -150,6 +154,14 @@ class Pool:
         if len(usable) == 1 or usable[0].weight is None:
             return usable[0]
         return self.rng.choices(usable, [member.weight or 1 for member in usable])[0]
+
+
+def _chat(address: str) -> str:
+    """What can be said of a chat address without telling it: which service it names, or that it is a URL."""
+    prefix, named, _ = address.partition(":")
+    if "://" in address:
+        return "a URL of the recipient's own, which a provider takes only if its settings allow it"
+    return f"{prefix}:…" if named and prefix.isalnum() else "one that names no service, such as slack:C0123456789"
 
 
 def _asked_at(member: Member) -> float:

@@ -152,10 +152,12 @@ class Deliveries(Protocol):
         """
         ...
 
-    async def note(self, delivery_id: str, change: Change, *, once: bool = False) -> bool:
+    async def note(self, delivery_id: str, change: Change, *, once: bool = False, reference: str | None = None) -> bool:
         """Append to the history alone: what a claim that had lost its lease found out too late, or a receipt tells.
 
         `once`: only if it has no change to the same state, for the same reason, in the same epoch; whether it had none.
+        `reference`: what the change's provider called the message; kept where the delivery has no other, nor another
+        provider, nor another epoch.
         """
         ...
 

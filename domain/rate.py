@@ -21,11 +21,14 @@ from domain.vocabulary import Lane
 LONGEST_WAIT: Final = timedelta(seconds=15)
 """For a token, with a message in hand; a delivery that would wait for longer is held in the database.
 
-A hundred deliveries may share a message, and a consumer has as many messages in hand as attempts: the last of them is
-acknowledged after a hundred times this at most, before RabbitMQ loses patience (`consumer_timeout`, 30 minutes).
+Hundreds of deliveries may share a message, and a consumer has as many messages in hand as attempts. What they have
+waited in hand counts for each, so that all of them are claimed or held long before the sweeper takes them for lost
+(`sweeper.overdue`) and RabbitMQ loses patience (`consumer_timeout`, 30 minutes).
 """
 PATIENCE: Final = 2 * LONGEST_WAIT
 """After which one that others have overtaken again and again is held too."""
+LONGEST_HELD: Final = timedelta(hours=1)
+"""Before a delivery that is held asks again: the rate, and how many share it, may have changed."""
 LOOK_SECONDS: Final = 1.0
 """Between two looks at most: at one's place, at the rate, and whether the process stops."""
 SHORTEST_SECONDS: Final = 0.001
@@ -103,6 +106,11 @@ class Bucket:
         self._fill(now)
         return max(0.0, (ahead + 1 - self.tokens) / self.rate)
 
+    def give_back(self, now: datetime) -> None:
+        """Put a token back that was taken for nothing."""
+        self._fill(now)
+        self.tokens = min(self.size, self.tokens + 1)
+
     def refill(self, rate: float, now: datetime) -> None:
         """From now on at this rate."""
         self._fill(now)
@@ -147,34 +155,45 @@ class Limiter:
         if unknown_for:
             self.bucket.tokens = -self.bucket.rate * unknown_for.total_seconds()
 
-    async def turn(self, lane: Lane) -> datetime | None:
-        """Wait for a token and take it; or the time until which the delivery should be held, without one."""
+    async def turn(self, lane: Lane, waited: timedelta = timedelta(0)) -> datetime | None:
+        """Wait for a token and take it; or the time until which the delivery should be held, without one.
+
+        `waited`: how long it has been in hand already.
+        """
         if not self._waiting and self.bucket.take(self.now()):
             return None
         place = (_RANKS[lane], next(self._numbers))
-        if self._turn_at(place) > self.now() + LONGEST_WAIT:
+        if self._turn_at(place) > self.now() + LONGEST_WAIT - waited:
             return self._held(place)
         insort(self._waiting, place)
         try:
-            return await self._came(place)
+            return await self._came(place, self.now() + PATIENCE - waited)
         finally:
             self._waiting.remove(place)
 
-    async def _came(self, place: tuple[int, int]) -> datetime | None:
-        deadline = self.now() + PATIENCE
+    def unused(self) -> None:
+        """Nothing was sent with the token of the last turn: the next one has it."""
+        self.bucket.give_back(self.now())
+
+    async def _came(self, place: tuple[int, int], deadline: datetime) -> datetime | None:
         while not self.stopping() and self.now() < deadline:
             ahead = self._waiting.index(place)
             if ahead == 0 and self.bucket.take(self.now()):
                 return None
             await self.sleep(min(LOOK_SECONDS, max(SHORTEST_SECONDS, self.bucket.wait(self.now(), ahead))))
-        return self._turn_at(place)
+        return min(self._turn_at(place), self.now() + LONGEST_HELD)
 
     def _held(self, place: tuple[int, int]) -> datetime:
-        """After those of its lane that are held already, so that they come back one by one."""
-        first, apart = self._turn_at(place), timedelta(seconds=1 / self.bucket.rate)
+        """After those of its lane that are held already, so that they come back one by one.
+
+        Where these are more than come back within `LONGEST_HELD`, beside them, from the first on.
+        """
+        latest = self.now() + LONGEST_HELD
+        first, apart = min(self._turn_at(place), latest), timedelta(seconds=1 / self.bucket.rate)
         before = self._last_held.get(place[0])
-        held = self._last_held[place[0]] = max(first, before + apart) if before else first
-        return held
+        held = max(first, before + apart) if before else first
+        self._last_held[place[0]] = held if held <= latest else first
+        return self._last_held[place[0]]
 
     def _turn_at(self, place: tuple[int, int]) -> datetime:
         """When it would have a token, as things are."""

@@ -25,11 +25,11 @@ from domain.suppression import (
     suppress,
 )
 from domain.text import SingleLine, single_line
-from domain.vocabulary import Reason, State, SuppressionReason
+from domain.vocabulary import Channel, Reason, State, SuppressionReason
 
 TRIES = 5
 """How often a receipt is decided again because somebody else moved the delivery at the same moment."""
-_DELIVERY = re.compile(r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})(?:[/.](\d{1,9}))?")
+_DELIVERY = re.compile(r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})(?:[/._](\d{1,9}))?")
 
 
 class Status(StrEnum):
@@ -81,7 +81,7 @@ class Receipt(BaseModel):
     """One receipt, whatever provider it came from.
 
     Attributes:
-        delivery: the delivery's id, also as `<id>/<epoch>`.
+        delivery: the delivery's id, also as `<id>/<epoch>`, or as providers take it as `<id>_<epoch>`.
         provider: the kind or the name of the provider that `reference` belongs to.
         reference: what the provider called the message when it took it.
         time: when it happened, by the provider's clock.
@@ -199,6 +199,7 @@ class Refine:
             if not isinstance(delivery, Delivery):
                 return delivery
             if (early := _too_early(delivery)) is not None:
+                await self._suppressed_early(delivery, receipt)
                 return early
             verdict = await self._decided(delivery, receipt, redelivered)
             if verdict is not None:
@@ -219,7 +220,7 @@ class Refine:
         """What follows; None: somebody else has moved the delivery meanwhile."""
         if not _concerns(delivery, receipt):
             return Ignored("other_recipient")
-        epoch = (receipt.about or ("", None))[1] or delivery.epoch
+        epoch = _epoch(delivery, receipt)
         change = _change(delivery, receipt, epoch, self.now())
         if (known := _known(delivery, change)) is not None:
             if redelivered and known.state is delivery.state:  # whoever had it may have ended before it told of it
@@ -243,6 +244,11 @@ class Refine:
             return None
         await self.queue.status(after, change)
         return Refined(after, change, suppressed, noted=False)
+
+    async def _suppressed_early(self, delivery: Delivery, receipt: Receipt) -> None:
+        """What is said of the address does not wait for the delivery. Said again when it is final, it does nothing."""
+        if _SAID[receipt.status].suppresses is not None and _concerns(delivery, receipt):
+            await self._address(delivery, receipt)
 
     async def _address(self, delivery: Delivery, receipt: Receipt) -> SuppressionReason | None:
         """Why its address is suppressed from now on; None if it is not."""
@@ -269,8 +275,28 @@ def _concerns(delivery: Delivery, receipt: Receipt) -> bool:
     """Whether it is about the delivery's own address, where it says which: a copy has an address of its own."""
     if receipt.recipient is None:
         return True
-    own = {normalised(delivery.channel, each) for each in addresses_of(delivery.channel, delivery.recipient)}
-    return normalised(delivery.channel, receipt.recipient) in own
+    own = {_compared(delivery.channel, each) for each in addresses_of(delivery.channel, delivery.recipient)}
+    return _compared(delivery.channel, receipt.recipient) in own
+
+
+def _compared(channel: Channel, address: str) -> str:
+    """Of a phone number its digits: providers leave out the + of E.164, or write it with spaces."""
+    if channel is Channel.SMS:
+        return "".join(filter(str.isdecimal, address))
+    return normalised(channel, address)
+
+
+def _epoch(delivery: Delivery, receipt: Receipt) -> int:
+    """The epoch that it is about: the one that it names, else the present one.
+
+    After a replay, a receipt without an epoch and with another reference than the present epoch's is one of before.
+    """
+    named = (receipt.about or ("", None))[1]
+    if named is not None:
+        return named
+    own, told = delivery.reference, plain_reference(receipt.reference)
+    before = delivery.epoch > 1 and own is not None and told is not None and own != told
+    return delivery.epoch - 1 if before else delivery.epoch
 
 
 def _change(delivery: Delivery, receipt: Receipt, epoch: int, now: datetime) -> Change:

@@ -244,12 +244,12 @@ class Sweep:
         await self.deliveries.postpone(delivery, now + max(self.overdue, pause))
         return None if patient else replace(delivery, reason=Reason.REDRIVEN)
 
-    async def _release(self, delivery: Delivery, event: Found, now: datetime) -> Delivery:
+    async def _release(self, delivery: Delivery, event: Found, now: datetime) -> Delivery | None:
+        """Record, then dispatch: one that is held again at once is not overwritten, and a crash between is redriven."""
         change = Change(State.QUEUED, now, Reason.RELEASED, delivery.epoch, delivery.attempt)
-        released = delivery.changed(change, now + self.overdue)
-        await self.queue.dispatch(dispatch_of(released, event.data))
-        if await self.deliveries.record(released, delivery.attempt, [change]):
-            await self.queue.status(released, change)
+        released = await self._record(delivery, change, now + self.overdue)
+        if released is not None:
+            await self.queue.dispatch(dispatch_of(released, event.data))
         return released
 
     async def _expire(self, delivery: Delivery, now: datetime) -> Delivery | None:

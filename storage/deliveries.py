@@ -118,7 +118,7 @@ class MongoDeliveries:
         }
         return await self._records.submit(_Record(delivery, Update(condition, _update(delivery, changes))))
 
-    async def note(self, delivery_id: str, change: Change, *, once: bool = False) -> bool:
+    async def note(self, delivery_id: str, change: Change, *, once: bool = False, reference: str | None = None) -> bool:
         """A late `sent` makes what was sent meanwhile a possible duplicate."""
         condition: Document = {"_id": delivery_id}
         if once:
@@ -128,7 +128,19 @@ class MongoDeliveries:
         if change.state is State.SENT:
             update["$set"] = {"possible_duplicate": True}
         result = await self._database.run(lambda: self._collection.update_one(condition, update))
+        if reference is not None:
+            await self._refer(delivery_id, change, reference)
         return bool(result.matched_count)
+
+    async def _refer(self, delivery_id: str, change: Change, reference: str) -> None:
+        condition = {
+            "_id": delivery_id,
+            "epoch": change.epoch,
+            "reference": {"$exists": False},
+            "provider": {"$in": [None, change.provider]},
+        }
+        update = {"$set": {"reference": reference, "provider": change.provider}}
+        await self._database.run(lambda: self._collection.update_one(condition, update))
 
     async def due(self, now: datetime, limit: int) -> Sequence[Delivery]:
         """From the partial index `due`."""

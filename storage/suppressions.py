@@ -47,6 +47,7 @@ class MongoSuppressions:
         self._counts = database.collection("soft_bounces")
         self._limit = limit
         self._known: set[int] | None = None
+        self._meanwhile: set[int] = set()
         self._seen_until = self._read_at = datetime.min.replace(tzinfo=UTC)
         self._refreshing = asyncio.Lock()
         self.on_added: Callable[[Suppression], None] = lambda _: None
@@ -76,12 +77,16 @@ class MongoSuppressions:
                 self._remember(await self._fingerprints(self._seen_until - OVERLAP))
 
     async def _read_anew(self) -> None:
-        """Whatever is added meanwhile is read again at the next look, because that begins before this did."""
+        """What was known holds until all is read: meanwhile, or should that fail, nobody passes for not suppressed."""
         began = await self._database.time()
-        count = await self._database.run(self._collection.estimated_document_count)
-        self._known = None if count > self._limit else set()
-        if self._known is not None:
-            self._remember(await self._fingerprints(datetime.min.replace(tzinfo=UTC)))
+        self._meanwhile.clear()
+        if await self._database.run(self._collection.estimated_document_count) > self._limit:
+            self._known = None
+        else:
+            found = await self._fingerprints(datetime.min.replace(tzinfo=UTC))
+            added = await self._fingerprints(began - OVERLAP)  # by others, since the first reading began
+            self._known = found
+            self._remember(added | self._meanwhile)
         self._seen_until = max(self._seen_until, began)
 
     async def _fingerprints(self, since: datetime) -> set[int]:
@@ -91,18 +96,25 @@ class MongoSuppressions:
         self._seen_until = max([self._seen_until, *(document["updated_at"] for document in documents)])
         return {_fingerprint(document["_id"]) for document in documents}
 
+    def _wrote(self, keys: Iterable[str]) -> None:
+        """Known to this process at once; also while all is read anew, which may have missed it."""
+        fingerprints = {_fingerprint(key) for key in keys}
+        if self._refreshing.locked():
+            self._meanwhile |= fingerprints
+        self._remember(fingerprints)
+
     def _remember(self, fingerprints: Iterable[int]) -> None:
         if self._known is not None:
             self._known.update(fingerprints)
             if len(self._known) > self._limit:
                 self._known = None
 
-    async def _look_up(self, keys: list[str]) -> Sequence[Suppression | None]:
+    async def _look_up(self, keys: list[str]) -> Sequence[Suppression | Exception | None]:
         query = self._collection.find({"_id": {"$in": keys}})
         documents = await self._database.run(lambda: query.clone().to_list(None))
         now = datetime.now(UTC)
-        found = {document["_id"]: _read(document) for document in documents}
-        return [entry if (entry := found.get(key)) is not None and entry.in_force(now) else None for key in keys]
+        found = {document["_id"]: _in_force_or_fault(document, now) for document in documents}
+        return [found.get(key) for key in keys]
 
     # -- what providers and receipts say ----------------------------------------------------------------------------
 
@@ -116,7 +128,7 @@ class MongoSuppressions:
         expired = {"_id": {"$in": list(first)}, "expires_at": {"$lte": now}}
         await self._database.run(lambda: self._collection.delete_many(expired, hint="_id_"))
         await self._write([UpdateOne({"_id": key}, _new(entry), upsert=True) for key, entry in first.items()])
-        self._remember(map(_fingerprint, first))
+        self._wrote(first)
         for entry in first.values():
             self.on_added(entry)
         return [None] * len(additions)
@@ -146,7 +158,7 @@ class MongoSuppressions:
         last = {entry.key: entry for entry in entries}
         before = await self.stored(list(last))
         await self._write([UpdateOne({"_id": key}, _replacing(entry), upsert=True) for key, entry in last.items()])
-        self._remember(map(_fingerprint, last))
+        self._wrote(last)
         return len(last) - len(before)
 
     async def stored(self, keys: Sequence[str]) -> Collection[str]:
@@ -244,3 +256,12 @@ def _read(document: Mapping[str, Any]) -> Suppression:
         since=document["since"],
         expires_at=document.get("expires_at"),
     )
+
+
+def _in_force_or_fault(document: Mapping[str, Any], now: datetime) -> Suppression | Exception | None:
+    """One that cannot be read is the fault of those alone who ask for its address."""
+    try:
+        entry = _read(document)
+    except (ValueError, KeyError, TypeError) as error:
+        return error
+    return entry if entry.in_force(now) else None

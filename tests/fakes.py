@@ -115,13 +115,17 @@ class MemoryDeliveries:
         self.stored[delivery.id] = replace(delivery, history=(*stored.history, *changes))
         return True
 
-    async def note(self, delivery_id: str, change: Change, *, once: bool = False) -> bool:
+    async def note(self, delivery_id: str, change: Change, *, once: bool = False, reference: str | None = None) -> bool:
         stored = self.stored[delivery_id]
         same = (change.state, change.reason, change.epoch)
         if once and any((each.state, each.reason, each.epoch) == same for each in stored.history):
             return False
         duplicate = stored.possible_duplicate or change.state is State.SENT
-        self.stored[delivery_id] = replace(stored, history=(*stored.history, change), possible_duplicate=duplicate)
+        noted = replace(stored, history=(*stored.history, change), possible_duplicate=duplicate)
+        free = stored.reference is None and stored.epoch == change.epoch and stored.provider in {None, change.provider}
+        if reference is not None and free:
+            noted = replace(noted, reference=reference, provider=change.provider)
+        self.stored[delivery_id] = noted
         return True
 
     async def due(self, now: datetime, limit: int) -> Sequence[Delivery]:

@@ -49,7 +49,7 @@ def test_a_code_is_explained_with_its_source() -> None:
         (["4.2.2"], "rcpt", "transient", "mailbox_unavailable"),
         (["535"], "auth", "configuration", "authentication"),
         (["552"], "rcpt", "message", "message_too_large"),
-        (["550"], "mail", "message", "sender_rejected"),
+        (["550"], "mail", "configuration", "sender_rejected"),
         (["554"], "connect", "transient", "provider_unavailable"),
         (["4.7.28"], "rcpt", "rate_limited", "rate_limited"),
     ],
@@ -79,8 +79,10 @@ def test_a_code_that_is_in_no_table_is_told_as_what_it_is_treated_as() -> None:
     (found,) = records("--provider", "twilio", "99999")
     assert (found["known"], found["meaning"]) == (False, "message")
     assert "not in the table" in found["words"]
-    (status,) = records("--provider", "twilio", "502")
+    (status,) = records("--provider", "twilio", "599")
     assert (status["code"], status["meaning"]) == ("HTTP 5xx", "transient")
+    (gateway,) = records("--provider", "twilio", "502")
+    assert (gateway["code"], gateway["meaning"]) == ("HTTP 502", "unknown")
 
 
 def test_without_a_code_the_table_is_shown() -> None:

@@ -68,3 +68,13 @@ def test_numbers_are_counted_in_words() -> None:
         "1 delivery",
         "2,000 deliveries",
     ]
+
+
+@pytest.mark.parametrize("text", ["1.234,50\u00a0€", "25\u202f%", "👩\u200d💻", "soft\u00adhyphen", "a\nb", "Grüße"])
+def test_what_is_text_is_shown_as_it_is(text: str) -> None:
+    assert plain(text) == text
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\x07", "\u202eabc", "\x9b31m", "\u2066x"])
+def test_what_a_terminal_would_obey_is_not(text: str) -> None:
+    assert "�" in plain(text)

@@ -474,7 +474,7 @@ async def test_lost_before_the_message_is_transient(
     [
         ("GREETING", "554 5.7.1 blocked", TransientFailure, Reason.PROVIDER_UNAVAILABLE),
         ("EHLO", "421 4.3.2 busy", TransientFailure, Reason.PROVIDER_UNAVAILABLE),
-        ("MAIL", "550 5.1.8 who", PermanentFailure, Reason.SENDER_REJECTED),
+        ("MAIL", "550 5.1.8 who", TransientFailure, Reason.SENDER_REJECTED),
         ("MAIL", "552 5.3.4 too big", PermanentFailure, Reason.MESSAGE_TOO_LARGE),
         ("MAIL", "530 5.7.0 log in first", TransientFailure, Reason.AUTHENTICATION),
         ("RCPT", "452 4.2.2 full", TransientFailure, Reason.MAILBOX_UNAVAILABLE),

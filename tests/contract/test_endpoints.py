@@ -80,6 +80,17 @@ async def test_five_days_of_failures_end_it(health: EndpointHealth, clock: Clock
     assert await health.failed(URL, DOWN) is DOWN, "called again by an operator's wish, its days begin anew"
 
 
+async def test_what_may_have_arrived_stays_unknown_and_leaves_the_verdict_to_the_next(
+    health: EndpointHealth, clock: Clock
+) -> None:
+    for _ in range(5):
+        await health.failed(URL, DOWN)
+        clock.advance(DAY)
+    hangs = UnknownOutcome(Reason.TIMEOUT, "no answer")
+    assert await health.failed(URL, hangs) is hangs
+    assert (await health.failed(URL, DOWN)).suppress
+
+
 async def test_one_answer_between_begins_them_anew(health: EndpointHealth, clock: Clock) -> None:
     await health.failed(URL, DOWN)
     clock.advance(4 * DAY)

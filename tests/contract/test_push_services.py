@@ -23,6 +23,7 @@ from tests.conformance.http2 import Http2Peer
 from tests.conformance.subject import CREATED, Peer, Request, Response, Subject
 from tests.conformance.subjects import apns, fcm
 from tests.fakes import Clock
+from tests.waiting import eventually
 
 CONTENT = {
     "title": "Order 1042",
@@ -216,6 +217,16 @@ async def test_a_quota_without_retry_after_is_left_alone_for_a_minute(stack: Asy
     assert failure.retry_after == timedelta(seconds=60)
 
 
+@pytest.mark.parametrize(("name", "everybodys"), [("a device's quota", False), ("the project's quota", True)])
+async def test_a_device_that_gets_too_much_pauses_nobody_else(
+    stack: AsyncExitStack, name: str, everybodys: bool
+) -> None:
+    provider, peer = await firebase(stack, TokenDesk())
+    peer.response, _ = fcm.SUBJECT.failures[name]
+    failure = await failure_of(provider, fcm.SUBJECT.message_over(""))
+    assert (failure.reason, failure.provider_fault) == (Reason.RATE_LIMITED, everybodys)
+
+
 async def test_which_devices_are_dead(stack: AsyncExitStack) -> None:
     provider, peer = await firebase(stack, TokenDesk())
     dead = {}
@@ -310,6 +321,25 @@ async def test_an_expired_provider_token_is_replaced_but_not_too_often(
     assert (failure.reason, failure.provider_fault) == (Reason.AUTHENTICATION, True)
     assert len(peer.requests) == sent
     assert len({request.headers["authorization"] for request in peer.requests}) == sent - 1
+
+
+async def test_many_requests_that_meet_an_expired_provider_token_share_the_next(
+    stack: AsyncExitStack, tmp_path: Path
+) -> None:
+    clock = Clock(datetime.now(UTC) - timedelta(minutes=21))
+    provider, peer = await apple(stack, tmp_path, now=clock)
+    await provider.send(apns.said())
+    clock.advance(timedelta(minutes=21))
+    peer.response, peer.hold = apns.refusal(403, "ExpiredProviderToken"), True
+    sending = [asyncio.create_task(provider.send(apns.said())) for _ in range(3)]
+    await eventually(lambda: len(peer.requests) == 4)
+    peer.hold = False
+    await eventually(lambda: len(peer.requests) == 7)
+    outcomes = await asyncio.gather(*sending, return_exceptions=True)
+    assert all(isinstance(each, TransientFailure) for each in outcomes), "also the new one is refused, in this test"
+    used = [request.headers["authorization"] for request in peer.requests]
+    assert len(set(used[:4])) == len(set(used[4:])) == 1
+    assert len(set(used)) == 2
 
 
 async def test_a_message_for_apple_has_every_field(stack: AsyncExitStack, tmp_path: Path) -> None:

@@ -305,6 +305,17 @@ async def test_of_two_refinements_at_once_one_counts(stores: Stores) -> None:
     assert len(stored.history) == 3
 
 
+async def test_a_late_reference_is_taken_where_there_is_none(stores: Stores) -> None:
+    await stores.deliveries.add([delivery()])
+    late = Change(State.SENT, START + SECOND, Reason.ACCEPTED, 1, 1, "mail")
+    await stores.deliveries.note("d-1", replace(late, epoch=2), reference="of another epoch")
+    assert await stores.deliveries.by_reference("of another epoch", {"mail"}) is None
+    await stores.deliveries.note("d-1", late, reference="A")
+    await stores.deliveries.note("d-1", late, reference="B")
+    assert await stores.deliveries.by_reference("A", {"mail"}) is not None
+    assert await stores.deliveries.by_reference("B", {"mail"}) is None
+
+
 async def test_what_is_noted_once_is_noted_once(stores: Stores) -> None:
     await stores.deliveries.add([delivery()])
     change = Change(State.DELIVERED, START + SECOND, Reason.DELIVERED, 1, 1, "ses")

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -101,6 +102,53 @@ async def test_another_process_learns_of_it_at_its_next_look(database: Database)
     assert list(await other.among([entry().key])) == [entry().key]
     await mine.remove([entry().key])
     assert await other.among([entry().key]) == {}, "removed: the database is asked for what memory thinks it knows"
+
+
+async def test_nobody_is_forgotten_while_all_is_read_anew(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.suppressions.ANEW", timedelta(0))
+    held, other = MongoSuppressions(database), MongoSuppressions(database)
+    await held.put([entry()])
+    await held.refresh()
+    read = held._fingerprints
+    found: list[str] = []
+    added = iter([(other, "theirs"), (held, "mine")])
+
+    async def slow(since: datetime) -> set[int]:
+        found.extend(await held.among([entry().key]))
+        fingerprints = await read(since)
+        where, name = next(added)
+        await where.add(entry(name))
+        return fingerprints
+
+    with monkeypatch.context() as patch:
+        patch.setattr(held, "_fingerprints", slow)
+        await held.refresh()
+    assert set(found) == {entry().key}
+    keys = [entry(name).key for name in ("ana", "mine", "theirs")]
+    assert sorted(await held.among(keys)) == sorted(keys)
+
+
+async def test_what_cannot_be_read_anew_stays_known(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.suppressions.ANEW", timedelta(0))
+    held = MongoSuppressions(database)
+    await held.put([entry()])
+    await held.refresh()
+    with monkeypatch.context() as patch:
+        patch.setattr(held, "_fingerprints", AsyncMock(side_effect=ConnectionError))
+        with pytest.raises(ConnectionError):
+            await held.refresh()
+    assert list(await held.among([entry().key])) == [entry().key]
+
+
+async def test_an_entry_that_cannot_be_read_is_its_own_readers_fault_alone(database: Database) -> None:
+    found = MongoSuppressions(database)
+    await found.put([entry(), entry("ben")])
+    await database.collection("suppressions").update_one({"_id": entry("ben").key}, {"$unset": {"since": ""}})
+    good, bad = await asyncio.gather(
+        found.among([entry().key]), found.among([entry("ben").key]), return_exceptions=True
+    )
+    assert good == {entry().key: entry()}
+    assert isinstance(bad, KeyError)
 
 
 async def test_a_list_that_outgrows_memory_is_asked_for(database: Database) -> None:

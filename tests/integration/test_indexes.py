@@ -516,6 +516,7 @@ def of_deliveries() -> Iterator[Case]:
     yield Case(name + "record", record_twice)
     yield Case(name + "note", lambda s: s.deliveries.note(ids[0], late))
     yield Case(name + "note", lambda s: s.deliveries.note(ids[0], late, once=True), "once")
+    yield Case(name + "note", lambda s: s.deliveries.note(ids[0], late, reference="SM1"), "reference")
     yield Case(name + "due", lambda s: s.deliveries.due(NOW, LIMIT))
     yield Case(name + "postpone", lambda s: s.deliveries.postpone(queued(1), LATER + HOUR))
     yield Case(name + "untold", lambda s: s.deliveries.untold(NOW, LIMIT))

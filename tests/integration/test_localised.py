@@ -27,7 +27,9 @@ channels:
     subject: "Shipped on {{ event.time | date('long') }}"
     html: {file: mail.html.j2}
     locales:
-      de: {subject: "Versandt am {{ event.time | date('long') }}"}
+      de:
+        subject: "Versandt am {{ event.time | date('long') }}"
+        html: {file: mail.html.j2}
 """,
 }
 

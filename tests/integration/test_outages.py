@@ -72,7 +72,7 @@ async def test_a_dead_provider_costs_no_attempts_and_all_is_sent_when_it_is_back
         await eventually(lambda: total(application, "notipy_provider_paused", **why) == 1)
         condition = await application.health.look()
         assert condition.ready, "no other process could do better"
-        assert condition.paused == ("provider primary is paused (connection_refused)",)
+        assert condition.paused == ("email: provider primary is paused (connection_refused)",)
         more = await publish(stack, COUNT)
 
         async def they_wait_in_the_queue() -> bool:

@@ -13,18 +13,20 @@ from typing import Any
 import aio_pika
 import pytest
 import yaml
+from aio_pika.abc import AbstractConnection
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from cli.checks import check_all
 from config.settings import Settings
 from consumers.app import Application, running
+from consumers.outside import AT_ONCE, Outside
 from consumers.publisher import Publisher
 from deploy.processes import free_ports
 from deploy.rabbit_admin import RabbitAdmin
 from deploy.smtp_sink import SmtpSink
 from domain.circuit import Mode
 from domain.delivery import Delivery
-from domain.failures import DeliveryFailure, TransientFailure
+from domain.failures import DeliveryFailure, TransientFailure, UnknownOutcome
 from domain.pool import Member
 from domain.vocabulary import Channel, Reason, State
 from storage.shares import MongoShares
@@ -139,7 +141,7 @@ async def test_the_first_provider_dies_and_the_second_sends_the_rest_once_until_
         check_records(deliveries)
         assert members(application)[0].circuit.mode is Mode.OPEN
         assert total(application, "notipy_provider_paused", provider="first") == 1
-        assert (await application.health.look()).paused[0].startswith("provider first is paused")
+        assert "provider first is paused" in (await application.health.look()).paused[0]
         assert not application.consumers.paused(), "the channel goes on"
 
         await first.start()
@@ -313,15 +315,18 @@ async def test_an_exchange_that_is_deleted_under_way_disturbs_nobody_else(stack:
     assert not stack.channel.is_closed, "the connection is as it was"
 
 
-async def test_a_full_queue_refuses_a_publish_outside(stack: Stack) -> None:
+async def test_a_full_queue_refuses_a_publish_outside_that_others_may_have(stack: Stack) -> None:
     exchange = await stack.channel.declare_exchange("shop.full", "topic", auto_delete=False)
+    other = await stack.channel.declare_queue(exclusive=True)
+    await other.bind(exchange, "#")
     limits: dict[str, Any] = {"x-max-length": 1, "x-overflow": "reject-publish"}
     queue = await stack.channel.declare_queue("shop.full", arguments=limits)
     await queue.bind(exchange, "#")
     await stack.core.publisher.outside("shop.full", "k", b"{}", {})
-    with pytest.raises(TransientFailure) as refused:
+    with pytest.raises(UnknownOutcome) as refused:
         await stack.core.publisher.outside("shop.full", "k", b"{}", {})
-    assert refused.value.reason is Reason.PROVIDER_UNAVAILABLE
+    assert (refused.value.reason, refused.value.provider_fault) == (Reason.PROVIDER_UNAVAILABLE, True)
+    assert [(await other.get(no_ack=True)).body for _ in range(2)] == [b"{}", b"{}"]
 
 
 async def test_after_a_lost_connection_publishes_outside_go_on(
@@ -335,3 +340,35 @@ async def test_after_a_lost_connection_publishes_outside_go_on(
     await asyncio.to_thread(admin.close_connections, name)
 
     await eventually(lambda: reaches(publisher, "shop.out"), timeout=20)
+
+
+async def test_a_broker_that_hangs_leaves_nothing_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumers.outside.OPEN_SECONDS", 0.05)
+
+    async def hangs() -> AbstractConnection:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    outside = Outside(hangs)
+    several = (outside.publish("shop.out", "k", b"{}", {}) for _ in range(3 * AT_ONCE))
+    for fault in await asyncio.gather(*several, return_exceptions=True):
+        assert isinstance(fault, TransientFailure), fault
+        assert (fault.reason, fault.provider_fault) == (Reason.TIMEOUT, True)
+    assert outside._lines["shop.out"].left._value == AT_ONCE, "every place was given back"
+
+
+async def test_those_that_wait_for_a_connection_do_not_each_try_in_vain() -> None:
+    tried = 0
+
+    async def refuses() -> AbstractConnection:
+        nonlocal tried
+        tried += 1
+        await asyncio.sleep(0)
+        raise ConnectionRefusedError
+
+    outside = Outside(refuses)
+    several = (outside.publish("shop.out", "k", b"{}", {}) for _ in range(AT_ONCE))
+    for fault in await asyncio.gather(*several, return_exceptions=True):
+        assert isinstance(fault, TransientFailure), fault
+        assert (fault.reason, fault.provider_fault) == (Reason.CONNECTION_REFUSED, True)
+    assert tried == 1

@@ -74,15 +74,26 @@ async def test_a_message_is_handed_to_every_service(caplog: pytest.LogCaptureFix
     assert TOKEN not in f"{caplog.text} {provider!r} {vars(provider)}"
 
 
-async def test_what_no_service_takes_is_sent_again_and_what_some_take_is_unknown() -> None:
+async def test_whether_what_is_not_taken_was_sent_is_unknown() -> None:
     async with service() as one, service() as other:
         provider = apprise(one.url, other.url)
         one.status = 500
         assert type(await failure_of(provider, message())) is UnknownOutcome
         other.status = 500
         failure = await failure_of(provider, message())
-        assert type(failure) is TransientFailure
+        assert type(failure) is UnknownOutcome
         assert failure.provider_fault
+        await provider.close()
+
+
+async def test_a_service_that_takes_it_and_answers_too_late_for_the_library_leaves_it_open() -> None:
+    async with service() as one:
+        one.hold = asyncio.Event()
+        provider = apprise(f"{one.url}?rto=0.2")
+        failure = await failure_of(provider, message())
+        assert (type(failure), failure.reason) == (UnknownOutcome, Reason.OUTCOME_UNKNOWN)
+        assert len(one.got) == 1
+        one.hold.set()
         await provider.close()
 
 
@@ -101,9 +112,38 @@ async def test_no_answer_in_time_is_an_unknown_outcome_and_a_busy_pool_is_not() 
         await eventually(lambda: not [each for each in threading.enumerate() if each.name.startswith("apprise-")])
 
 
+@pytest.mark.parametrize(
+    ("chat", "fixed", "own"),
+    [
+        ("#orders", True, False),
+        ("apprise:", True, False),
+        ("apprise:orders", True, False),
+        ("ops:orders", True, False),
+        ("slack:#orders", False, False),
+        ("other:orders", False, False),
+        ("ntfy://ntfy.example/ana", False, True),
+        ("apprise:ntfy://ntfy.example/ana", False, True),
+        ("", False, False),
+    ],
+)
+async def test_whose_address_is_another_services_is_left_to_that(chat: str, fixed: bool, own: bool) -> None:
+    to_all = make_provider(Channel.CHAT, "ops", "apprise", {"urls": ["json://host"]})
+    to_each = make_provider(Channel.CHAT, "ops", "apprise", {"allow_recipient_urls": True})
+    assert (to_all.takes({"chat": chat}), to_each.takes({"chat": chat})) == (fixed, own)
+    await to_all.close()
+    await to_each.close()
+
+
+def test_an_address_of_mail_or_a_number_is_not_answered_by_a_fixed_url() -> None:
+    for channel in (Channel.EMAIL, Channel.SMS, Channel.PUSH):
+        with pytest.raises(ValueError, match="is no kind of provider"):
+            make_provider(channel, "ops", "apprise", {"urls": ["json://host"]})
+
+
 async def test_a_recipients_url_is_used_only_if_that_is_allowed() -> None:
     async with service() as one, service() as own:
         shut = apprise(one.url)
+        assert not shut.takes({"chat": own.url})
         await shut.send(message(chat=own.url))
         assert (len(one.got), len(own.got)) == (1, 0)
         allowed = apprise(allow_recipient_urls=True)

@@ -127,7 +127,7 @@ def test_no_form_of_an_address_is_two_services(address: str) -> None:
     assert len({type(each) for each in EVERYBODY if each.takes({"chat": address})}) <= 1
 
 
-@given(FORMS, st.sampled_from(sorted(KINDS)))
+@given(FORMS, st.sampled_from(sorted(KINDS - {"apprise"})))
 def test_a_prefix_is_never_overruled(address: str, kind: str) -> None:
     takers = {type(each).__name__ for each in EVERYBODY if each.takes({"chat": f"{kind}:{address}"})}
     assert takers <= {f"{kind.title()}Provider"}
@@ -166,7 +166,7 @@ def test_every_kind_of_chat_is_known_to_the_rule() -> None:
 def test_a_url_of_the_recipients_is_taken_where_that_is_allowed(address: str, takers: set[str]) -> None:
     found = {
         kind
-        for kind in KINDS - {"telegram"}
+        for kind in KINDS - {"telegram", "apprise"}
         if make_provider(Channel.CHAT, "mine", kind, {"allow_recipient_url": True}).takes({"chat": address})
     }
     assert found == takers

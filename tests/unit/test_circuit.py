@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from domain.circuit import (
+    CONFIGURATION,
     FIRST_WAIT,
     FORGIVEN_AT_MOST,
     JITTER,
@@ -75,10 +76,23 @@ def test_an_answer_shows_that_the_provider_works(circuit: Circuit, answer: Deliv
     assert circuit.mode is Mode.CLOSED
 
 
-@pytest.mark.parametrize("reason", [Reason.AUTHENTICATION, Reason.TLS, Reason.NOT_CONFIGURED])
+@pytest.mark.parametrize("reason", sorted(CONFIGURATION))
 def test_one_fault_of_configuration_is_enough(circuit: Circuit, reason: Reason) -> None:
     circuit.ended(down(reason))
     assert circuit.mode is Mode.OPEN
+
+
+def test_the_settings_may_be_wrong_in_every_way_that_an_adapter_tells() -> None:
+    sender = {Reason.SENDER_REJECTED, Reason.REDIRECT_REFUSED}
+    assert {Reason.AUTHENTICATION, Reason.TLS, Reason.NOT_CONFIGURED} | sender == CONFIGURATION
+
+
+def test_a_limit_pauses_a_while_without_being_asked_for_it(circuit: Circuit, clock: Clock) -> None:
+    circuit.ended(TransientFailure(Reason.RATE_LIMITED, "a device's own"))
+    assert circuit.mode is Mode.CLOSED
+    circuit.ended(down(Reason.RATE_LIMITED))
+    assert circuit.until is not None
+    assert FIRST_WAIT <= circuit.until - clock() <= FIRST_WAIT * (1 + JITTER)
 
 
 def test_a_provider_that_asks_to_be_left_alone_is(circuit: Circuit, clock: Clock) -> None:

@@ -4,6 +4,7 @@ import socket
 import ssl
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from time import perf_counter
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from channels.classify import (
     LONGEST_RETRY_AFTER,
     MAX_DETAIL,
+    MAX_READ,
     Stage,
     connection_failure,
     enhanced_code,
@@ -20,7 +22,9 @@ from channels.classify import (
     scrub,
     smtp_failure,
 )
-from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure
+from channels.taxonomy import Table, codes_of
+from domain.circuit import THRESHOLD, Circuit, Mode
+from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
 from domain.vocabulary import Reason
 
 NOW = datetime(2026, 11, 22, 17, 0, tzinfo=UTC)
@@ -37,10 +41,15 @@ T, P = TransientFailure, PermanentFailure
         ("550 5.1.1 no such user", "rcpt", P, Reason.RECIPIENT_REJECTED),
         ("550 5.1.10 null MX", "rcpt", P, Reason.RECIPIENT_REJECTED),
         ("501 5.1.3 bad syntax", "rcpt", P, Reason.BAD_ADDRESS),
-        ("553 5.1.7 bad sender", "mail", P, Reason.SENDER_REJECTED),
+        ("553 5.1.7 bad sender", "mail", T, Reason.SENDER_REJECTED),
         ("550 5.1.8 bad sender domain", "rcpt", P, Reason.SENDER_REJECTED),
         ("550 5.2.3 too long", "body", P, Reason.MESSAGE_TOO_LARGE),
         ("554 5.3.4 too big", "mail", P, Reason.MESSAGE_TOO_LARGE),
+        ("550 5.2.3 too long", "mail", P, Reason.MESSAGE_TOO_LARGE),
+        ("552 too much", "mail", P, Reason.MESSAGE_TOO_LARGE),
+        ("550 5.7.1 not you", "mail", T, Reason.SENDER_REJECTED),
+        ("553 5.1.8 bad sender domain", "mail", T, Reason.SENDER_REJECTED),
+        ("550 5.6.7 no SMTPUTF8", "mail", P, Reason.BAD_ADDRESS),
         ("450 4.3.2 not now", "mail", T, Reason.PROVIDER_UNAVAILABLE),
         ("550 5.4.1 access denied", "rcpt", P, Reason.RECIPIENT_REJECTED),
         ("451 4.4.1 no answer from host", "rcpt", T, Reason.PROVIDER_UNAVAILABLE),
@@ -68,13 +77,13 @@ T, P = TransientFailure, PermanentFailure
         ("451 local error", "body", T, Reason.PROVIDER_UNAVAILABLE),
         ("452 storage", "mail", T, Reason.PROVIDER_UNAVAILABLE),
         ("455 parameters", "mail", T, Reason.PROVIDER_UNAVAILABLE),
-        ("550 no", "mail", P, Reason.SENDER_REJECTED),
+        ("550 no", "mail", T, Reason.SENDER_REJECTED),
         ("550 no", "rcpt", P, Reason.RECIPIENT_REJECTED),
         ("550 no", "body", P, Reason.MESSAGE_REJECTED),
         ("551 not local", "rcpt", P, Reason.RECIPIENT_REJECTED),
         ("552 too much", "body", P, Reason.MESSAGE_TOO_LARGE),
         ("553 name", "rcpt", P, Reason.BAD_ADDRESS),
-        ("553 name", "mail", P, Reason.SENDER_REJECTED),
+        ("553 name", "mail", T, Reason.SENDER_REJECTED),
         ("554 failed", "body", P, Reason.MESSAGE_REJECTED),
         ("554 failed", "data", P, Reason.MESSAGE_REJECTED),
         ("556 null MX", "rcpt", P, Reason.RECIPIENT_REJECTED),
@@ -91,6 +100,8 @@ def test_smtp(reply: str, stage: str, kind: type[DeliveryFailure], reason: Reaso
     failure = smtp_failure(int(code), text, Stage(stage))
     assert (type(failure), failure.reason) == (kind, reason)
     assert code in failure.detail
+    if stage == "mail":
+        assert failure.provider_fault is (kind is T)
 
 
 @given(st.integers(400, 599), st.sampled_from(Stage), st.text())
@@ -194,3 +205,26 @@ def test_scrubbing(text: str, clean: str) -> None:
     cleaned = scrub(text, hide=("hunter2", ""))
     assert cleaned == clean
     cleaned.encode()
+
+
+@pytest.mark.parametrize("unit", ["a", "a.", "a:", "+1", "a@", " "])
+def test_scrubbing_takes_no_longer_by_the_square(unit: str) -> None:
+    started = perf_counter()
+    scrub(unit * 100_000)
+    assert perf_counter() - started < 0.5
+
+
+def test_an_address_or_a_secret_cut_in_half_is_not_shown() -> None:
+    for place in range(MAX_READ - 20, MAX_READ + 2):
+        assert "hunt" not in scrub(" " * place + "hunter2", hide=("hunter2",))
+        assert "ana" not in scrub(" " * place + "ana@example.org")
+
+
+@pytest.mark.parametrize("status", [502, 504])
+def test_what_a_gateway_answers_is_an_unknown_outcome_and_the_providers_fault(status: int) -> None:
+    failure = Table("p", "1", "none", ()).failure(codes_of(status), "a gateway")
+    assert type(failure) is UnknownOutcome
+    circuit = Circuit("p", lambda: NOW)
+    for _ in range(THRESHOLD):
+        circuit.ended(failure)
+    assert circuit.mode is Mode.OPEN

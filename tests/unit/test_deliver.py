@@ -142,6 +142,45 @@ async def test_a_consumer_that_died_leaves_its_claim_to_the_sweeper() -> None:
     assert world.deliveries.stored[job.delivery.id].due_at == world.clock() + LEASE
 
 
+@pytest.mark.parametrize(
+    ("reference", "stored"),
+    [
+        (42, "42"),
+        (["a"], None),
+        ({"id": 1}, None),
+        (True, None),
+        (1.5, None),
+        pytest.param(1 << 4000, None, id="huge"),
+        ("", None),
+        ("x" * 9999, "x" * 500),
+        ("a\udce4", "a"),
+    ],
+)
+async def test_whatever_a_provider_calls_it_a_message_that_was_taken_is_sent(
+    reference: object, stored: str | None
+) -> None:
+    world = World()
+    world.provider.script = [Accepted("250 ok\r\n\x00\udce4", reference)]
+    job = await first(world)
+    await world.deliver(job)
+    delivery = world.deliveries.stored[job.delivery.id]
+    assert (delivery.state, delivery.reference) == (State.SENT, stored)
+    assert (delivery.history[-1].detail or "").isprintable()
+
+
+@pytest.mark.parametrize("answer", [None, "250 ok", 7, {"id": 1}])
+async def test_whatever_a_provider_returns_a_message_that_was_taken_is_sent(answer: object) -> None:
+    world = World()
+
+    async def send(_: object) -> object:
+        return answer
+
+    world.provider.send = send  # type: ignore[method-assign,assignment]
+    job = await first(world)
+    await world.deliver(job)
+    assert world.deliveries.stored[job.delivery.id].state is State.SENT
+
+
 async def test_one_that_wakes_after_its_lease_says_so() -> None:
     world = World()
     job = await first(world)
@@ -240,6 +279,22 @@ async def test_while_the_circuit_is_open_nothing_is_claimed() -> None:
     assert (stored.state, stored.reason, stored.attempt) == (State.HELD, Reason.PROVIDER_PAUSED, 0)
     assert not world.deliveries.attempts
     assert "provider scripted is paused (authentication)" in (stored.detail or "")
+
+
+@pytest.mark.parametrize("paused", [True, False])
+async def test_what_is_held_expires_in_time(paused: bool) -> None:
+    world = World()
+    job = await first(world, SMALL[:-1] + b', "expires_at": "2026-11-22T17:10:00Z"}')
+    wait = timedelta(minutes=50)
+    if paused:
+        world.circuit.ended(TransientFailure(Reason.RATE_LIMITED, "429", provider_fault=True, retry_after=wait))
+    world.provider.script = [TransientFailure(Reason.RATE_LIMITED, "later", retry_after=wait)]
+    await world.deliver(job)
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.due_at) == (State.HELD, job.delivery.expires_at)
+    world.clock.advance(timedelta(minutes=10))
+    await world.sweep()
+    assert world.deliveries.stored[job.delivery.id].state is State.EXPIRED
 
 
 async def test_what_is_decided_is_not_held_back() -> None:

@@ -19,7 +19,7 @@ from tests.contract.peers import http_server
 from tests.fakes import START
 
 THIRD_PARTY = Path(__file__).parent.parent / "third_party"
-MESSAGE = Message("d1", "d1/1", Channel.CHAT, {"chat": "loft 7"}, {"text": "Grüße"}, START)
+MESSAGE = Message("d1", "d1/1", Channel.CHAT, {"chat": "pigeon:LOFT7"}, {"text": "Grüße"}, START)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,9 @@ async def test_a_kind_of_another_package_is_used_through_the_settings() -> None:
             await provider.send(MESSAGE)
         await provider.close()
     assert caught.value.suppress
-    assert got[0] == ("Bearer s3cr3t", "d1/1", {"to": "loft 7", "text": "Grüße"})
+    assert not provider.takes({"chat": "telegram:12345"})
+    assert not provider.takes({"chat": "https://chat.example/hook"})
+    assert got[0] == ("Bearer s3cr3t", "d1/1", {"to": "LOFT7", "text": "Grüße"})
 
 
 @pytest.mark.usefixtures("installed")

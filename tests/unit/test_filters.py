@@ -5,8 +5,9 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
+from babel import localedata
 
-from channels.filters import FILTERS
+from channels.filters import FILTERS, LOCALES_KEPT
 from channels.rendering import TemplateRenderer
 from domain.ports import TemplateError
 from domain.vocabulary import Channel
@@ -181,3 +182,18 @@ def test_long_lists_stay_within_the_budget() -> None:
 
 def test_each_filter_has_a_bomb() -> None:
     assert BOMBS.keys() == FILTERS.keys()
+
+
+@pytest.mark.parametrize("call", ["datetime('%s')", "time('%s', 'UTC')", "date('%s')"])
+def test_a_pattern_is_paid_for_by_its_length(call: str) -> None:
+    many = "{% for i in range(1500) %}{{ at | %s }}{% endfor %}"
+    assert render(many.replace("%s", call % "short"))
+    with pytest.raises(TemplateError, match="too many steps"):
+        render(many.replace("%s", call % (("H " if "time" in call else "W ") * 50)))
+
+
+def test_the_locales_of_recipients_do_not_fill_memory() -> None:
+    for tag in localedata.locale_identifiers()[: 4 * LOCALES_KEPT]:
+        render("{{ n | number }}", locale=tag.replace("_", "-"))
+    assert len(localedata._cache) <= LOCALES_KEPT + 5
+    assert render("{{ n | number }}", locale="de") == "1.234,5"

@@ -2,10 +2,15 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import count
 from typing import Any, cast
+from unittest.mock import AsyncMock
+
+import pytest
 
 from consumers import codec
-from consumers.handlers import DeliveryHandler
+from consumers.handlers import DeliveryHandler, Guarded
 from consumers.metrics import Metrics
 from domain.deliver import Deliver, Result
 from domain.dispatch import Dispatch
@@ -23,6 +28,7 @@ class Message:
     routing_key: str = "email.normal"
     message_id: str = "m"
     timestamp: None = None
+    content_type: str | None = None
     exchange: str = "notipy.channels"
 
 
@@ -42,7 +48,7 @@ async def test_an_order_whose_handling_fails_is_parked_alone() -> None:
     jobs, message = await three(world)
     real = world.deliver
 
-    async def deliver(job: Dispatch, *, redelivered: bool) -> Result:
+    async def deliver(job: Dispatch, *, redelivered: bool, waited: timedelta) -> Result:
         if job.delivery.id == jobs[1].delivery.id:
             raise LookupError("ana@example.org")
         return await real(job, redelivered=redelivered)
@@ -61,7 +67,7 @@ async def test_no_more_attempts_are_in_progress_than_the_setting_says() -> None:
     _, message = await three(world)
     active, most = 0, 0
 
-    async def deliver(job: Dispatch, *, redelivered: bool) -> Result:
+    async def deliver(job: Dispatch, *, redelivered: bool, waited: timedelta) -> Result:
         nonlocal active, most
         active += 1
         most = max(most, active)
@@ -74,12 +80,26 @@ async def test_no_more_attempts_are_in_progress_than_the_setting_says() -> None:
     assert len(world.provider.sent) == 3
 
 
+async def test_what_those_of_one_message_have_waited_in_hand_counts_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    _, message = await three(world)
+    clock, told = count(0.0, 5.0), []
+    monkeypatch.setattr("consumers.handlers.monotonic", lambda: next(clock))
+
+    async def deliver(job: Dispatch, *, redelivered: bool, waited: timedelta) -> Result:
+        told.append(waited.total_seconds())
+        return await world.deliver(job, redelivered=redelivered, waited=waited)
+
+    await handler(world, deliver, 1)(message)
+    assert told == [5.0, 10.0, 15.0]
+
+
 async def test_what_has_not_begun_when_the_process_stops_is_dispatched_again() -> None:
     world = World()
     jobs, message = await three(world)
     stopping = False
 
-    async def deliver(job: Dispatch, *, redelivered: bool) -> Result:
+    async def deliver(job: Dispatch, *, redelivered: bool, waited: timedelta) -> Result:
         nonlocal stopping
         stopping = True
         return await world.deliver(job, redelivered=redelivered)
@@ -92,3 +112,12 @@ async def test_what_has_not_begun_when_the_process_stops_is_dispatched_again() -
     again = world.queue.dispatched[before:]
     assert [job.delivery.id for job in again] == [job.delivery.id for job in jobs[1:]]
     assert [job.attempt for job in again] == [1, 1]
+
+
+async def test_a_receipt_whose_handling_fails_is_parked_with_its_content_type() -> None:
+    queue, headers = AsyncMock(), {"x-notipy-delivery": "d"}
+    metrics, poisoned = Metrics(), AsyncMock()
+    handle = AsyncMock(side_effect=LookupError)
+    guarded = Guarded("receipts", handle, queue, AsyncMock(), metrics, 20, poisoned, asyncio.Lock())
+    await guarded(cast("Any", Message(b"a mail", headers, content_type="message/rfc822")))
+    assert queue.reject.call_args.args[-1] == {**headers, codec.CONTENT_TYPE: "message/rfc822"}

@@ -31,6 +31,7 @@ def message(text: str = "Hi", phone: str = "+4915112345678") -> Message:
     [
         ({"url": "https://{{ recipient.phone }}.example/"}, "url should name its host itself"),
         ({"url": "ftp://sms.example"}, "url"),
+        ({"url": "https://sms.example/a/../{{ text }}"}, "no step"),
         ({"url": URL, "json": {"a": 1}, "form": {"a": "1"}}, "has both json and form"),
         ({"url": URL, "json": {"to": ["{{ recipient."]}}, "json.to.0: is no template"),
         ({"url": URL, "headers": {"X-Key": "s3cr3t {{"}}, "headers.X-Key: is no template"),
@@ -78,6 +79,18 @@ async def test_a_header_cannot_be_broken_in_two() -> None:
         await provider.send(message("a\r\nX-Evil: 1"))
 
 
+async def test_an_answer_may_be_a_list() -> None:
+    async def answered(_: web.Request) -> web.Response:
+        return web.Response(text='[{"status": "queued", "id": 1042}]')
+
+    async with http_server(answered) as url:
+        success = {"path": "0.status", "equals": "queued"}
+        options = {"url": url, "form": {"t": "{{ text }}"}, "success": success, "reference": "0.id"}
+        provider = make_provider(Channel.SMS, "gateway", "http", options)
+        assert (await provider.send(message())).reference == "1042"
+        await provider.close()
+
+
 @pytest.mark.parametrize(
     ("equals", "answer", "taken"),
     [
@@ -102,6 +115,14 @@ async def test_a_success_is_a_value_of_its_type(equals: Any, answer: str, taken:
             with pytest.raises(PermanentFailure, match="not what the settings call a success"):
                 await provider.send(message())
         await provider.close()
+
+
+@pytest.mark.parametrize("path", ["{{ text }}/x", "a/{{ text }}?t=1", "a/{{ text[0] }}{{ text[1:] }}"])
+@pytest.mark.parametrize("text", [".", ".."])
+async def test_a_value_does_not_climb_in_the_path(path: str, text: str) -> None:
+    provider = make_provider(Channel.SMS, "gateway", "http", {"url": f"{URL}/{path}"})
+    with pytest.raises(PermanentFailure, match="step"):
+        await provider.send(message(text))
 
 
 @pytest.mark.parametrize(

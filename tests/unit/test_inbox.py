@@ -107,7 +107,7 @@ async def test_what_is_sent_again_is_told_again_and_stored_once() -> None:
 
 
 async def test_a_listener_whose_queue_is_full_stops_nobodys_inbox() -> None:
-    full = TransientFailure(Reason.PROVIDER_UNAVAILABLE, "RabbitMQ refused it", provider_fault=True)
+    full = UnknownOutcome(Reason.PROVIDER_UNAVAILABLE, "RabbitMQ refused it", provider_fault=True)
     assert await provider(Exchange(full), MemoryInbox()).send(ANA) == "stored"
 
 

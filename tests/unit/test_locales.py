@@ -169,3 +169,24 @@ def test_filters_follow_the_words(locale: str | None, default: str | None, expec
         Channel.CHAT, given.contents[Channel.CHAT], {"t": 1234.5, "recipient": recipient}
     )
     assert rendered["text"] == expected
+
+
+def test_each_field_is_formatted_in_the_language_that_it_is_in() -> None:
+    shown = "{{ amount | money('EUR') }}"
+    definition = Definition.model_validate(
+        {
+            "name": "n",
+            "on": "a.b",
+            "default_locale": "en",
+            "channels": {
+                "email": {
+                    "subject": f"Total {shown}",
+                    "text": f"Total {shown}",
+                    "locales": {"de": {"subject": f"Summe {shown}"}},
+                }
+            },
+        }
+    )
+    context = {"amount": 1234.5, "recipient": {"locale": "de"}, "event": {}, "data": {}}
+    said = TemplateRenderer().render(Channel.EMAIL, definition.contents[Channel.EMAIL], context)
+    assert said == {"subject": "Summe 1.234,50\u00a0€", "text": "Total €1,234.50"}

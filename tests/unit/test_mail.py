@@ -1,10 +1,12 @@
 """Mails, read back by the standard library's own parser."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from email.header import decode_header, make_header
 from email.message import EmailMessage
 from email.utils import parseaddr
+from time import perf_counter
 
 import pytest
 from hypothesis import given
@@ -162,6 +164,23 @@ _USUAL = (
     *(b"From", b"To", b"Subject", b"Date", b"Message-ID", b"Auto-Submitted", b"MIME-Version"),
     *(b"Content-Type", b"Content-Transfer-Encoding"),
 )
+
+
+@pytest.mark.parametrize(
+    "text", ['"' + '\\"' * 8000, '"a" ' * 4000, " " * 16_000 + "x", "a " * 8000 + "<b@c", '"' * 16_000]
+)
+@pytest.mark.parametrize("field", ["cc", "reply_to"])
+def test_an_odd_address_field_is_read_soon(text: str, field: str) -> None:
+    started = perf_counter()
+    with suppress(PermanentFailure):
+        composed((), "", subject="s", text="t", **{field: text})
+    assert perf_counter() - started < 0.5
+
+
+@pytest.mark.parametrize("field", ["cc", "bcc", "reply_to"])
+def test_an_address_field_longer_than_all_its_addresses_can_be_is_refused(field: str) -> None:
+    with pytest.raises(PermanentFailure, match=field):
+        composed((), "", subject="s", text="t", **{field: '"' + '\\"' * 20_000})
 
 
 def test_too_many_copies_are_refused() -> None:

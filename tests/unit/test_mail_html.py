@@ -206,3 +206,9 @@ def test_no_html_takes_long(before: str, piece: str) -> None:
     started = time.thread_time()
     assert len(plain_text(html)) < 2 * MAX_HTML
     assert time.thread_time() - started < 2
+
+
+def test_a_long_run_of_spaces_takes_no_time_by_its_square() -> None:
+    started = time.perf_counter()
+    plain_text(f"<pre>x{chr(0xA0) * 100_000}y</pre>")
+    assert time.perf_counter() - started < 1

@@ -16,10 +16,10 @@ from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure,
 from domain.message import Accepted, Message
 from domain.outcome import FailedOver
 from domain.pool import Chosen, Member, Paused, Pool, Trying, Untaken
-from domain.rate import Limiter, parse_rate
+from domain.rate import LONGEST_WAIT, Limiter, parse_rate
 from domain.vocabulary import Channel, Reason, Semantics, State
 from tests.fakes import Clock, ScriptedProvider
-from tests.unit.world import LEASE, OVERDUE, World
+from tests.unit.world import LEASE, OVERDUE, SMALL, World
 
 ANYBODY: Mapping[str, Any] = {"email": "ana@example.org"}
 
@@ -485,6 +485,30 @@ async def test_what_would_wait_for_too_long_is_held_without_an_attempt() -> None
     await world.sweep()
     await world.deliver(world.queue.dispatched[-1])
     assert world.deliveries.stored[job.delivery.id].state is State.SENT
+    assert not waits
+
+
+async def test_what_sends_nothing_takes_no_token() -> None:
+    world, waits = limited("1/h")
+    job = await first(world)
+    await world.deliver(job)
+    world.clock.advance(timedelta(hours=1))
+    for _ in range(3):
+        assert isinstance(await world.deliver(job, redelivered=True), NotClaimed)
+    late = await first(world, body=SMALL[:-1] + b', "expires_at": "2026-11-22T18:00:01Z"}', message_id="m-2")
+    world.clock.advance(timedelta(minutes=1))
+    await world.deliver(late)
+    assert world.deliveries.stored[late.delivery.id].state is State.EXPIRED
+    await world.deliver(await first(world, message_id="m-3"))
+    assert len(world.provider.sent) == 2
+    assert not waits
+
+
+async def test_what_has_waited_in_hand_for_long_is_held() -> None:
+    world, waits = limited("1/s")
+    await world.deliver(await first(world))
+    job = await first(world, message_id="m-2")
+    assert isinstance(await world.deliver(job, waited=LONGEST_WAIT), HeldBack)
     assert not waits
 
 

@@ -2,6 +2,9 @@
 
 import json
 from datetime import UTC, datetime
+from threading import get_ident
+from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from channels.bounces import status_of
 from channels.receipts import FORM, MAIL, MAX_BYTES, Read, Unreadable, by_code, read_receipts
+from consumers.receipts import ReceiptHandler
 from domain.receipt import Receipt, Status
 from domain.vocabulary import Reason
 
@@ -413,6 +417,41 @@ def test_a_bounced_mail() -> None:
     assert (receipt.status, receipt.code, receipt.recipient) == (Status.BOUNCED, "5.1.1", "ana@example.org")
     assert "ana@" not in str(receipt.detail)
     assert "User unknown" in str(receipt.detail)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "Content-Type: multipart/report; " + "".join(f'a{number}="x"; ' for number in range(8000)),
+        "Content-Type: multipart/report; " + "".join(f'a{number}="x";\r\n ' for number in range(8000)),
+        'Content-Type: multipart/report; a="' + '\\";' * 40_000,
+        "Content-Type: multipart/mixed; boundary=b\r\n\r\n" + "--b\r\n\r\n" * 200_000,
+    ],
+)
+def test_a_hostile_mail_is_refused_soon(field: str) -> None:
+    started = perf_counter()
+    with pytest.raises(Unreadable):
+        read_receipts(f"{field}\r\n\r\n".encode(), MAIL)
+    assert perf_counter() - started < 1.5
+
+
+def test_a_bounce_that_brings_the_whole_mail_back_is_read() -> None:
+    assert one(f"{DSN}\n{'QUJD' * 19}\n".encode() + b"QUJD\n" * 500_000, MAIL).about == (DELIVERY, 2)
+
+
+async def test_receipts_are_read_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def read(*_: object) -> Read:
+        threads.append(get_ident())
+        return Read((), ())
+
+    monkeypatch.setattr("consumers.receipts.read_receipts", read)
+    message: Any = SimpleNamespace(body=b"", content_type=MAIL, headers={}, redelivered=False)
+    nothing: Any = None
+    await ReceiptHandler(nothing, nothing, nothing, ())(message)
+    assert threads
+    assert get_ident() not in threads
 
 
 def test_a_bounced_mail_with_headers_alone_and_windows_line_ends() -> None:

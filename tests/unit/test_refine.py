@@ -1,5 +1,6 @@
 """What a receipt does to a delivery and to its address, in whatever order receipts come."""
 
+from dataclasses import replace
 from datetime import timedelta
 from itertools import permutations
 from typing import Any
@@ -11,8 +12,8 @@ from domain.failures import TransientFailure, UnknownOutcome
 from domain.message import Accepted
 from domain.receipt import Ignored, NotYet, Receipt, Refined, Status, Unmatched, Verdict
 from domain.suppression import keys_of
-from domain.vocabulary import Reason, Semantics, State, SuppressionReason
-from tests.unit.world import World
+from domain.vocabulary import Channel, Reason, Semantics, State, SuppressionReason
+from tests.unit.world import LEASE, OVERDUE, World
 
 NOBODY = "00000000-0000-5000-8000-000000000000"
 
@@ -146,7 +147,26 @@ async def test_a_receipt_before_its_sending_is_on_record_has_to_wait() -> None:
     unknown = await world.refine(Receipt(provider="twilio", reference="SM1", status=Status.DELIVERED))
     assert isinstance(unknown, NotYet)
     assert unknown.reason is Reason.UNKNOWN_DELIVERY
-    assert suppressed(world) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "more", "expected"),
+    [
+        (Status.BOUNCED, {}, [SuppressionReason.HARD_BOUNCE]),
+        (Status.COMPLAINED, {}, [SuppressionReason.COMPLAINT]),
+        (Status.COMPLAINED, {"recipient": "boss@example.org"}, []),
+        (Status.SOFT_BOUNCED, {}, []),
+    ],
+)
+async def test_its_address_is_suppressed_while_it_waits(
+    status: Status, more: dict[str, str], expected: list[SuppressionReason]
+) -> None:
+    world = World()
+    (job,) = await world.accepted()
+    for _ in range(2):
+        assert isinstance(await world.refine(receipt(job.delivery, status, **more)), NotYet)
+        assert suppressed(world) == expected
+    assert now_of(world, job.delivery) == job.delivery
 
 
 @pytest.mark.parametrize("about", [NOBODY, f"{NOBODY}/1", "order-1042"])
@@ -273,3 +293,56 @@ async def test_a_reference_goes_with_its_epoch() -> None:
     (job,) = await world.accepted(message_id="m-2")
     await world.deliver(job)
     assert now_of(world, job.delivery).reference is None
+
+
+async def test_a_receipt_of_another_reference_than_this_epochs_is_noted_alone() -> None:
+    world = World(semantics=Semantics.AT_MOST_ONCE)
+    world.provider.script = [UnknownOutcome(Reason.CONNECTION_LOST, "gone"), Accepted("250 ok", "B")]
+    (job,) = await world.accepted()
+    await world.deliver(job)
+    await world.operate.replay(now_of(world, job.delivery))
+    await world.deliver(world.queue.dispatched[-1])
+    of_before = await world.refine(receipt(job.delivery, Status.DELIVERED, reference="<A>"))
+    assert isinstance(of_before, Refined)
+    assert (of_before.noted, of_before.change.epoch) == (True, 1)
+    assert now_of(world, job.delivery).state is State.SENT
+    own = await world.refine(receipt(job.delivery, Status.DELIVERED, reference="<B>"))
+    assert isinstance(own, Refined)
+    assert now_of(world, job.delivery).state is State.DELIVERED
+
+
+@pytest.mark.parametrize("form", ["{}/3", "{}.3", "{}_3"])
+def test_an_epoch_goes_with_the_delivery(form: str) -> None:
+    assert Receipt(delivery=form.format(NOBODY), status=Status.DELIVERED).about == (NOBODY, 3)
+
+
+@pytest.mark.parametrize(
+    ("address", "own"),
+    [("4915112345678", True), ("+49 151 12345678", True), ("4915112345679", False), ("SHOP", False)],
+)
+async def test_a_number_is_the_deliverys_however_it_is_written(address: str, own: bool) -> None:
+    world = World()
+    (job,) = await world.accepted()
+    await world.deliver(job)
+    over_sms = replace(now_of(world, job.delivery), channel=Channel.SMS, recipient={"phone": "+4915112345678"})
+    world.deliveries.stored[over_sms.id] = over_sms
+    verdict = await world.refine(receipt(over_sms, Status.DELIVERED, recipient=address))
+    assert isinstance(verdict, Refined if own else Ignored)
+
+
+async def test_the_reference_of_a_late_answer_finds_its_delivery() -> None:
+    world = World(semantics=Semantics.AT_MOST_ONCE)
+    (job,) = await world.accepted()
+
+    async def slow(*_: Any) -> Accepted:
+        world.clock.advance(OVERDUE + LEASE)
+        await world.sweep()
+        return Accepted("250 ok", "SM1")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.provider, "send", slow)
+        await world.deliver(job)
+    assert now_of(world, job.delivery).state is State.UNKNOWN
+    found = Receipt(provider="scripted", reference="SM1", status=Status.DELIVERED)
+    assert isinstance(await world.refine(found), Refined)
+    assert now_of(world, job.delivery).state is State.DELIVERED

@@ -3,15 +3,18 @@
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
 from channels.push import target
 from domain.deliver import Settled
+from domain.delivery import Delivery
 from domain.failures import PermanentFailure, TransientFailure
+from domain.operate import Refused
 from domain.suppression import Suppression, address_key, addresses_of, normalised
 from domain.vocabulary import Channel, Reason, State, SuppressionReason
-from tests.fakes import START
+from tests.fakes import START, MemorySuppressions
 from tests.unit.world import World
 
 ANA = "ana@example.org"
@@ -144,12 +147,41 @@ async def test_the_reason_says_what_it_was(
     assert [entry.reason for entry in world.suppressions.stored.values()] == [reason]
 
 
-async def test_a_replay_to_a_suppressed_address_sends_nothing() -> None:
+async def test_a_replay_to_a_suppressed_address_is_refused_until_it_is_suppressed_no_more() -> None:
     world = World()
     world.provider.script = [PermanentFailure(Reason.RECIPIENT_REJECTED, "gone", suppress=True)]
     (job,) = await world.accepted()
     await world.deliver(job)
-    await world.operate.replay(world.deliveries.stored[job.delivery.id])
+    failed = world.deliveries.stored[job.delivery.id]
+    refused = await world.operate.replay(failed)
+    assert isinstance(refused, Refused)
+    assert "suppression" in refused.why
+    assert await world.operate.replayable(failed) == refused
+    assert world.deliveries.stored[job.delivery.id] == failed
+    world.suppressions.stored.clear()
+    assert isinstance(await world.operate.replay(failed), Delivery)
+    await world.suppressions.add(suppression())
     await world.deliver(world.queue.dispatched[-1])
     assert world.provider.sent == []
     assert world.deliveries.stored[job.delivery.id].state is State.SUPPRESSED
+
+
+class BrokenSuppressions(MemorySuppressions):
+    """A list of which one entry cannot be read, or nothing can be written."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__()
+        setattr(self, operation, AsyncMock(side_effect=KeyError("ana@example.org")))
+
+
+@pytest.mark.parametrize("operation", ["among", "add"])
+async def test_a_fault_of_the_list_is_tried_again(operation: str) -> None:
+    world = World()
+    (job,) = await world.accepted()
+    world.suppressions = BrokenSuppressions(operation)
+    world.provider.script = [PermanentFailure(Reason.RECIPIENT_REJECTED, "gone", suppress=True)]
+    await world.deliver(job)
+    after = world.deliveries.stored[job.delivery.id]
+    assert (after.state, after.reason, after.attempt) == (State.RETRYING, Reason.INTERNAL_ERROR, 1)
+    assert "ana@" not in str(after.detail)
+    assert world.provider.sent == []

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from domain.deliver import HeldBack
 from domain.dispatch import Dispatch
 from domain.failures import TransientFailure
 from domain.operate import Refused
@@ -86,6 +87,34 @@ async def test_a_scheduled_delivery_is_released_when_it_is_due() -> None:
     await world.deliver(job)
     stored = world.deliveries.stored[job.delivery.id]
     assert [change.state for change in stored.history] == [State.HELD, State.QUEUED, State.SENDING, State.SENT]
+
+
+async def test_a_released_delivery_that_is_held_again_at_once_stays_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    await world.accepted(SMALL[:-1] + b', "send_at": "2026-11-22T18:00:00Z"}')
+    world.circuit.ended(TransientFailure(Reason.AUTHENTICATION, "535 no", provider_fault=True))
+
+    async def taken_at_once(job: Dispatch, *, alone: bool = False) -> None:
+        assert isinstance(await world.deliver(job), HeldBack)
+
+    monkeypatch.setattr(world.queue, "dispatch", taken_at_once)
+    world.clock.advance(timedelta(hours=1))
+    assert (await world.sweep()).deliveries == {Reason.RELEASED: 1}
+    (stored,) = world.deliveries.stored.values()
+    assert (stored.state, stored.reason) == (State.HELD, Reason.PROVIDER_PAUSED)
+
+
+async def test_what_another_has_released_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    await world.accepted(SMALL[:-1] + b', "send_at": "2026-11-22T18:00:00Z"}')
+
+    async def refused(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(world.deliveries, "record", refused)
+    world.clock.advance(timedelta(hours=1))
+    assert not (await world.sweep()).deliveries
+    assert not world.queue.dispatched
 
 
 async def test_a_held_delivery_whose_time_is_over_expires() -> None:

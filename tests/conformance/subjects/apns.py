@@ -101,7 +101,7 @@ SUBJECT = Subject(
         "ServiceUnavailable": (refusal(503, "ServiceUnavailable"), Meaning.TRANSIENT),
         "Shutdown": (refusal(503, "Shutdown"), Meaning.TRANSIENT),
         "an unknown reason": (refusal(400, "SomethingNew"), Meaning.MESSAGE),
-        "no document": (Response(502, text="<html>"), Meaning.TRANSIENT),
+        "no document": (Response(502, text="<html>"), Meaning.UNKNOWN),
     },
     requested=requested,
     secrets=(PEM.splitlines()[1],),

@@ -63,7 +63,7 @@ SUBJECT = Subject(
         "20028": (refusal(429, 20028, {"Retry-After": "7"}), Meaning.RATE_LIMITED),
         "130000": (refusal(503, 130000), Meaning.TRANSIENT),
         "an unknown code": (refusal(400, 99999), Meaning.MESSAGE),
-        "no document": (Response(502, text="<html>"), Meaning.TRANSIENT),
+        "no document": (Response(502, text="<html>"), Meaning.UNKNOWN),
     },
     requested=requested,
     secrets=(TOKEN,),

@@ -72,6 +72,14 @@ def told_in_words() -> Response:
     return refused
 
 
+def projects_quota() -> Response:
+    """As Google's APIs tell of a quota of the project (google.rpc.ErrorInfo)."""
+    refused = refusal(429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED", retry_after="7")
+    info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED"}
+    refused.document["error"]["details"].append(info | {"domain": "googleapis.com"})
+    return refused
+
+
 def requested(request: Request) -> None:
     assert (request.method, request.path) == ("POST", "/v1/projects/shop-1042/messages:send")
     assert request.headers["Authorization"] == f"Bearer {ACCESS_TOKEN}"
@@ -101,10 +109,8 @@ SUBJECT = Subject(
             Meaning.MESSAGE,
         ),
         "SENDER_ID_MISMATCH": (refusal(403, "PERMISSION_DENIED", "SENDER_ID_MISMATCH"), Meaning.RECIPIENT),
-        "QUOTA_EXCEEDED": (
-            refusal(429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED", retry_after="7"),
-            Meaning.RATE_LIMITED,
-        ),
+        "a device's quota": (refusal(429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED", retry_after="7"), Meaning.TRANSIENT),
+        "the project's quota": (projects_quota(), Meaning.RATE_LIMITED),
         "UNAVAILABLE": (refusal(503, "UNAVAILABLE", "UNAVAILABLE", retry_after="7"), Meaning.TRANSIENT),
         "INTERNAL": (refusal(500, "INTERNAL", "INTERNAL"), Meaning.TRANSIENT),
         "THIRD_PARTY_AUTH_ERROR": (refusal(401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"), Meaning.TRANSIENT),
@@ -112,7 +118,7 @@ SUBJECT = Subject(
         "PERMISSION_DENIED": (refusal(403, "PERMISSION_DENIED"), Meaning.CONFIGURATION),
         "no such project": (refusal(404, "NOT_FOUND"), Meaning.CONFIGURATION),
         "DEADLINE_EXCEEDED": (refusal(504, "DEADLINE_EXCEEDED"), Meaning.UNKNOWN),
-        "no document": (Response(502, text="<html>"), Meaning.TRANSIENT),
+        "no document": (Response(502, text="<html>"), Meaning.UNKNOWN),
     },
     requested=requested,
     secrets=(PEM.splitlines()[1], ACCESS_TOKEN, EMAIL),

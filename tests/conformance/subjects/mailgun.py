@@ -48,7 +48,7 @@ def requested(request: Request) -> None:
     form = form_of(request)
     assert {name: value for name, value in form.items() if name != "message"} == {
         "to": [EMAIL.encode()],
-        "v:notipy-delivery": [b"d1"],
+        "v:notipy-delivery": [b"d1_1"],
         "o:tag": [b"orders", b"shop"],
         "o:testmode": [b"yes"],
     }
@@ -93,7 +93,7 @@ SUBJECT = Subject(
         "the recipients' limit": (refusal(420, f"Domain {DOMAIN} {LIMIT}"), Meaning.RATE_LIMITED),
         "too many requests": (refusal(429, "Too many requests", {"Retry-After": "7"}), Meaning.RATE_LIMITED),
         "a fault": (refusal(500, "Internal Server Error"), Meaning.TRANSIENT),
-        "no document": (Response(502, text="<html>"), Meaning.TRANSIENT),
+        "no document": (Response(502, text="<html>"), Meaning.UNKNOWN),
     },
     requested=requested,
     secrets=(KEY,),

@@ -83,7 +83,7 @@ def requested(request: Request) -> None:
         "subject": f"{TEXT}!",
         "content": [{"type": "text/plain", "value": TEXT}, {"type": "text/html", "value": f"<p>{TEXT}</p>"}],
         "headers": {"Auto-Submitted": "auto-generated"},
-        "custom_args": {"notipy-delivery": "d1"},
+        "custom_args": {"notipy-delivery": "d1_1"},
         "categories": ["orders"],
         "mail_settings": {"sandbox_mode": {"enable": True}},
     }

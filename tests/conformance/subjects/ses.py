@@ -52,7 +52,7 @@ def requested(request: Request) -> None:
     assert document == {
         "FromEmailAddress": "no-reply@shop.example",
         "Destination": {"ToAddresses": [EMAIL], "BccAddresses": []},
-        "EmailTags": [{"Name": "notipy-delivery", "Value": "d1"}],
+        "EmailTags": [{"Name": "notipy-delivery", "Value": "d1_1"}],
         "ConfigurationSetName": "shop",
     }
     mail = email.message_from_bytes(b64decode(raw, validate=True), policy=policy.default)
@@ -63,6 +63,7 @@ def requested(request: Request) -> None:
     assert plain.get_content().strip() == TEXT
 
 
+UNVERIFIED = "Email address is not verified. The following identities failed the check in region EU-CENTRAL-1:"
 CONFIGURATION = {
     400: ("AccountSuspendedException", "SendingPausedException", "MailFromDomainNotVerifiedException"),
     403: (
@@ -100,7 +101,11 @@ SUBJECT = Subject(
             for status, codes in CONFIGURATION.items()
             for code in codes
         },
-        "not verified": (refusal(400, "MessageRejected", "Email address is not verified."), Meaning.CONFIGURATION),
+        "a sender that is not verified": (
+            refusal(400, "MessageRejected", f"{UNVERIFIED} Shop <No-Reply@shop.example>,"),
+            Meaning.CONFIGURATION,
+        ),
+        "a recipient that is not verified": (refusal(400, "MessageRejected", UNVERIFIED), Meaning.RECIPIENT),
         "MessageRejected": (refusal(400, "MessageRejected", "Transaction failed"), Meaning.MESSAGE),
         "BadRequestException": (refusal(400, "BadRequestException"), Meaning.MESSAGE),
         "TooManyRequestsException": (refusal(429, "TooManyRequestsException"), Meaning.RATE_LIMITED),
@@ -112,7 +117,7 @@ SUBJECT = Subject(
         "InternalFailure": (refusal(500, "InternalFailure"), Meaning.TRANSIENT),
         "ServiceUnavailable": (refusal(503, "ServiceUnavailable"), Meaning.TRANSIENT),
         "an unknown code": (refusal(400, "NovelException"), Meaning.MESSAGE),
-        "no document": (Response(502, text="<html>"), Meaning.TRANSIENT),
+        "no document": (Response(502, text="<html>"), Meaning.UNKNOWN),
     },
     requested=requested,
     secrets=(SECRET, TOKEN),

@@ -71,7 +71,7 @@ SUBJECTS = (
             "service_unavailable": (refusal("service_unavailable", 503), Meaning.TRANSIENT),
             "an unknown code": (refusal("a_new_code"), Meaning.MESSAGE),
             "no document": (Response(200, text="<html>"), Meaning.UNKNOWN),
-            "no document of a failure": (Response(502, text="<html>"), Meaning.TRANSIENT),
+            "no document of a failure": (Response(502, text="<html>"), Meaning.UNKNOWN),
         },
         requested=posted,
         secrets=(TOKEN,),

@@ -43,7 +43,7 @@ SUBJECT = Subject(
         "schema": (refusal(400, "TriggerInputSchemaMismatch"), Meaning.MESSAGE),
         "too large": (refusal(413, "RequestEntityTooLarge"), Meaning.MESSAGE),
         "too fast": (refusal(429, "WorkflowTriggerThrottled", {"Retry-After": "7"}), Meaning.RATE_LIMITED),
-        "bad gateway": (refusal(502, "BadGateway"), Meaning.TRANSIENT),
+        "bad gateway": (refusal(502, "BadGateway"), Meaning.UNKNOWN),
         "no document": (Response(503, text=f"<html>{URL}"), Meaning.TRANSIENT),
         "an unknown code": (refusal(400, SIGNATURE), Meaning.MESSAGE),
     },
