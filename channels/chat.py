@@ -6,20 +6,17 @@ target whose form is one service's alone is taken, so that none is ever handed t
 
 import math
 import re
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Self
 from urllib.parse import quote
 
-import aiohttp
 import orjson
 from pydantic import AfterValidator, SecretStr
 
 from channels.classify import LONGEST_RETRY_AFTER, parse_retry_after
-from channels.guard import address_refused, guarded_session
-from channels.http import Answer, Api, ConnectionOptions, tracing
+from channels.http import Answer, Api, ConnectionOptions, GuardedApi
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure
 from domain.message import Message
 from domain.vocabulary import Reason
@@ -214,29 +211,13 @@ def check_length(length: int, limit: int, unit: str = "characters") -> None:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-class RecipientApi(Api):
-    """Requests to URLs that recipients brought: to public addresses only, and no failure is the provider's fault."""
+class RecipientApi(GuardedApi):
+    """Requests to webhooks that recipients brought: what would be our settings' fault is their address's."""
 
     def __init__(self, options: HookOptions, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(options, {"Accept-Encoding": "identity"} | dict(headers or {}))
-        self._allow_private = options.allow_private
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            file = self._options.ca_file
-            self._session = guarded_session(
-                allow_private=self._allow_private,
-                connections=self._options.connections,
-                tls=ssl.create_default_context(cafile=str(file)) if file else True,
-                timeout=aiohttp.ClientTimeout(total=self._options.timeout.total_seconds()),
-                headers=self._headers,
-                trace_configs=[tracing()],
-            )
-        return self._session
+        super().__init__(options, headers, allow_private=options.allow_private)
 
     def _failure(self, error: Exception, *, sent: bool) -> DeliveryFailure:
-        if address_refused(error):
-            return PermanentFailure(Reason.ADDRESS_REFUSED, "the URL is unusable or leads into a private network")
         return of_recipient(super()._failure(error, sent=sent))
 
 

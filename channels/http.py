@@ -15,8 +15,10 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from channels.classify import connection_failure
+from channels.guard import address_refused, guarded_session
 from domain.duration import Duration
-from domain.failures import DeliveryFailure, UnknownOutcome
+from domain.failures import DeliveryFailure, PermanentFailure, UnknownOutcome
+from domain.vocabulary import Reason
 
 USER_AGENT: Final = "NotiPy/0.1"
 MAX_ANSWER: Final = 64 * 1024
@@ -155,16 +157,47 @@ class Api:
     def _open(self) -> aiohttp.ClientSession:
         """The session, made where there is a running loop."""
         if self._session is None:
-            file = self._options.ca_file
-            context = ssl.create_default_context(cafile=str(file)) if file else True
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._options.connections, ssl=context),
+                connector=aiohttp.TCPConnector(limit=self._options.connections, ssl=self._tls()),
                 timeout=aiohttp.ClientTimeout(total=self._options.timeout.total_seconds()),
                 headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trace_configs=[tracing()],
             )
         return self._session
+
+    def _tls(self) -> ssl.SSLContext | bool:
+        file = self._options.ca_file
+        return ssl.create_default_context(cafile=str(file)) if file else True
+
+
+class GuardedApi(Api):
+    """Requests to URLs that recipients brought: to public addresses only, and no failure is the provider's fault."""
+
+    def __init__(
+        self, options: ConnectionOptions, headers: Mapping[str, str] | None = None, *, allow_private: bool
+    ) -> None:
+        super().__init__(options, {"Accept-Encoding": "identity"} | dict(headers or {}))
+        self._allow_private = allow_private
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = guarded_session(
+                allow_private=self._allow_private,
+                connections=self._options.connections,
+                tls=self._tls(),
+                timeout=aiohttp.ClientTimeout(total=self._options.timeout.total_seconds()),
+                headers=self._headers,
+                trace_configs=[tracing()],
+            )
+        return self._session
+
+    def _failure(self, error: Exception, *, sent: bool) -> DeliveryFailure:
+        if address_refused(error):
+            return PermanentFailure(Reason.ADDRESS_REFUSED, "the URL is unusable or leads into a private network")
+        failure = super()._failure(error, sent=sent)
+        failure.provider_fault = False
+        return failure
 
 
 def tracing() -> aiohttp.TraceConfig:

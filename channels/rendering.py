@@ -19,7 +19,6 @@ from pydantic_core import from_json
 
 from channels.compiling import Linked, compiled, link_faults, needs, shortened
 from channels.limits import check_lengths
-from channels.plain_text import plain_text
 from channels.sandbox import MAX_TEXT, Budget, Sandbox, TooCostly
 from channels.segments import MAX_SEGMENTS, excess
 from domain.locales import LOCALES, NOTHING_SHARED, SHARED, Shared, localised, translated
@@ -118,6 +117,8 @@ class TemplateRenderer:
         if channel is Channel.WEBHOOK and "payload" not in rendered:
             rendered["payload"] = _default_payload(context)
         elif channel is Channel.EMAIL and "text" not in rendered and "html" in rendered:
+            from channels.plain_text import plain_text  # its parser is 4 MiB in every process that needs none
+
             rendered["text"] = plain_text(rendered["html"])
         elif channel is Channel.SMS and "text" in rendered:
             rendered["text"] = _short(rendered["text"], content.get("max_segments"))

@@ -7,7 +7,6 @@ push service answers is held against the others.
 
 import base64
 import binascii
-import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import aiohttp
 import http_ece
 import jwt
 import orjson
@@ -31,8 +29,7 @@ from pydantic import Field, SecretStr, model_validator
 from yarl import URL
 
 from channels.classify import parse_retry_after
-from channels.guard import address_refused, guarded_session
-from channels.http import Answer, Api, ConnectionOptions, tracing
+from channels.http import Answer, ConnectionOptions, GuardedApi
 from channels.push import MAX_TTL, Push, TimeToLive, push_of, size_refused, takes_target
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
@@ -170,34 +167,6 @@ class Vapid:
         return token
 
 
-class PushServices(Api):
-    """Requests to endpoints that recipients brought: to public addresses only, and no failure is the provider's."""
-
-    def __init__(self, options: WebPushOptions) -> None:
-        super().__init__(options, {"Accept-Encoding": "identity"})
-        self._allow_private = options.allow_private
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            file = self._options.ca_file
-            self._session = guarded_session(
-                allow_private=self._allow_private,
-                connections=self._options.connections,
-                tls=ssl.create_default_context(cafile=str(file)) if file else True,
-                timeout=aiohttp.ClientTimeout(total=self._options.timeout.total_seconds()),
-                headers=self._headers,
-                trace_configs=[tracing()],
-            )
-        return self._session
-
-    def _failure(self, error: Exception, *, sent: bool) -> DeliveryFailure:
-        if address_refused(error):
-            return PermanentFailure(Reason.ADDRESS_REFUSED, "the endpoint leads into a private network")
-        failure = super()._failure(error, sent=sent)
-        failure.provider_fault = False
-        return failure
-
-
 class WebPushProvider:
     """Sends to browsers, whichever push service theirs is.
 
@@ -216,7 +185,7 @@ class WebPushProvider:
         self._options = options
         self._now = now
         self._vapid = Vapid(options, now)
-        self._services = PushServices(options)
+        self._services = GuardedApi(options, allow_private=options.allow_private)
 
     def __repr__(self) -> str:
         return f"WebPushProvider({self.name!r})"
