@@ -7,19 +7,17 @@ import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import jwt
 import orjson
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field
 
-from channels.classify import connection_failure, parse_retry_after, scrub
-from channels.http import USER_AGENT, Answer, ApiOptions
-from channels.push import MAX_TTL, Push, TimeToLive, push_of, seconds, size_refused, takes_target
+from channels.classify import connection_failure, scrub
+from channels.http import USER_AGENT, Answer, ApiOptions, utc_now
+from channels.limits import check_length
+from channels.push import Push, SignedOptions, push_of, seconds, takes_target
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
 from domain.failures import DeliveryFailure, PermanentFailure, UnknownOutcome
@@ -120,52 +118,22 @@ _LOGGERS: Final = ("httpx", "httpcore", "hpack")
 """They log the path, in which the device token is, and the authorization."""
 
 
-class ApnsOptions(ApiOptions):
+class ApnsOptions(SignedOptions, ApiOptions):
     """Settings of one app.
 
     Attributes:
         base_url: `https://api.sandbox.push.apple.com` for what Xcode has installed.
-        private_key: the token signing key in PEM, the content of `AuthKey_….p8`; or `private_key_file`, where it is.
+        private_key: the token signing key, the content of `AuthKey_….p8`.
         key_id: of that key, ten characters.
         team_id: of the developer account, ten characters.
         topic: the app's bundle id.
-        ttl: how long a message is kept for a device that is away, if its content does not say.
     """
 
+    KEY = "a P-256 key in PEM form: the content of AuthKey_….p8"
     base_url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")] = "https://api.push.apple.com"
-    private_key: SecretStr | None = None
-    private_key_file: Path | None = None
     key_id: Annotated[str, Field(pattern=r"^[A-Z0-9]{10}$")]
     team_id: Annotated[str, Field(pattern=r"^[A-Z0-9]{10}$")]
     topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]{1,255}$")]
-    ttl: TimeToLive = MAX_TTL
-
-    @model_validator(mode="after")
-    def _complete(self) -> "ApnsOptions":
-        if (self.private_key is None) == (self.private_key_file is None):
-            raise ValueError("needs private_key or private_key_file, one of them")
-        self.key()
-        return self
-
-    def key(self) -> EllipticCurvePrivateKey:
-        """The signing key.
-
-        Raises:
-            ValueError: it cannot be read, or is none.
-        """
-        given = "private_key" if self.private_key else "private_key_file"
-        try:
-            found = load_pem_private_key(self._pem(), None)
-        except (OSError, ValueError, TypeError):
-            found = None
-        if not isinstance(found, EllipticCurvePrivateKey) or not isinstance(found.curve, SECP256R1):
-            raise ValueError(f"{given} should be a P-256 key in PEM form: the content of AuthKey_….p8")
-        return found
-
-    def _pem(self) -> bytes:
-        if self.private_key is not None:
-            return self.private_key.get_secret_value().replace("\\n", "\n").encode()
-        return self.private_key_file.read_bytes() if self.private_key_file else b""
 
 
 class ProviderToken:
@@ -224,7 +192,7 @@ class ApnsProvider:
         name: str,
         options: ApnsOptions,
         _: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         _require_http2()
         self.name = name
@@ -250,10 +218,9 @@ class ApnsProvider:
         if not _DEVICE.fullmatch(push.token):
             raise PermanentFailure(Reason.BAD_ADDRESS, "the device token is not hexadecimal")
         body = _payload(push)
-        if len(body) > MAX_PAYLOAD:
-            raise size_refused(len(body), MAX_PAYLOAD)
+        check_length(len(body), MAX_PAYLOAD, "bytes")
         answer = await self._post(f"/3/device/{push.token}", self._headers(push), body)
-        return Accepted(f"HTTP {answer.status}", answer.headers.get("apns-id"))
+        return Accepted(answer.told(), answer.headers.get("apns-id"))
 
     async def check(self) -> str:
         """Send to a device that there cannot be; the refusal of its token says that everything else is right."""
@@ -341,10 +308,7 @@ class ApnsProvider:
     def _failure(self, answer: Answer) -> DeliveryFailure:
         code = _reason(answer)
         codes = (code, *codes_of(answer.status))
-        rule = ERRORS.rule(*codes)
-        words = f": {rule.words}" if rule else ""
-        wait = parse_retry_after(answer.headers.get("retry-after"), self._now())
-        return ERRORS.failure(codes, f"HTTP {answer.status} {code}{words}", wait)
+        return ERRORS.refusal(codes, answer.told(code), answer.retry_after(self._now()))
 
 
 def _payload(push: Push) -> bytes:

@@ -25,7 +25,6 @@ _ENHANCED: Final = re.compile(r"\b([245])\.(\d{1,3})\.(\d{1,3})\b")
 BY_DETAIL: Final[Mapping[str, Status]] = {
     "5.1.7": Status.FAILED,  # bad sender's mailbox address syntax
     "5.1.8": Status.FAILED,  # bad sender's system address
-    "5.2.1": Status.BOUNCED,  # mailbox disabled
     "5.2.3": Status.FAILED,  # message length exceeds administrative limit
     "5.2.4": Status.FAILED,  # mailing list expansion problem
     "5.4.4": Status.BOUNCED,  # unable to route: there is no such domain
@@ -33,7 +32,7 @@ BY_DETAIL: Final[Mapping[str, Status]] = {
 BY_SUBJECT: Final[Mapping[str, Status]] = {
     "5.0": Status.SOFT_BOUNCED,  # other or undefined: nothing is said of the address
     "5.1": Status.BOUNCED,  # addressing
-    "5.2": Status.SOFT_BOUNCED,  # mailbox: full, for one
+    "5.2": Status.SOFT_BOUNCED,  # mailbox: full, for one, or (5.2.1) one that gets more than it may just now
     "5.4": Status.SOFT_BOUNCED,  # network and routing
     "4.0": Status.SOFT_BOUNCED,
     "4.1": Status.SOFT_BOUNCED,

@@ -6,17 +6,18 @@ target whose form is one service's alone is taken, so that none is ever handed t
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, Self
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Final, Self, TypeVar
 from urllib.parse import quote
 
 import orjson
 from pydantic import AfterValidator, SecretStr
 
-from channels.classify import LONGEST_RETRY_AFTER, parse_retry_after
-from channels.http import Answer, Api, ConnectionOptions, GuardedApi
+from channels.classify import LONGEST_RETRY_AFTER
+from channels.http import Answer, Api, ApiProvider, ConnectionOptions, GuardedApi, Options, utc_now
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure
 from domain.message import Message
 from domain.vocabulary import Reason
@@ -196,16 +197,6 @@ def escaper(special: str) -> Callable[[str], str]:
     return lambda text: pattern.sub(lambda match: match[1] or f"\\{match[2]}", text)
 
 
-def check_length(length: int, limit: int, unit: str = "characters") -> None:
-    """Refuse what the service would refuse, or cut.
-
-    Raises:
-        PermanentFailure: it is too long.
-    """
-    if length > limit:
-        raise PermanentFailure(Reason.MESSAGE_TOO_LARGE, f"{length} {unit}; the limit is {limit}")
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # Requests
 # ---------------------------------------------------------------------------------------------------------------
@@ -238,19 +229,21 @@ def wait_of(answer: Answer, seconds: object, now: datetime) -> timedelta | None:
     """How long the service asks to be left alone: by its document, which has fractions of a second, or the header."""
     if isinstance(seconds, int | float) and math.isfinite(seconds) and seconds >= 0:
         return timedelta(seconds=min(seconds, LONGEST_RETRY_AFTER.total_seconds()))
-    return parse_retry_after(answer.headers.get("Retry-After"), now)
+    return answer.retry_after(now)
 
 
-class ChatProvider:
+class ChatProvider(ApiProvider[Options]):
     """What every chat provider does alike."""
 
-    def __init__(self, addresses: Addresses, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self.name = addresses.name
+    def __init__(
+        self,
+        addresses: Addresses,
+        options: Options,
+        headers: Mapping[str, str] | None = None,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        super().__init__(addresses.name, options, now=now, api=Api(options, headers))
         self._addresses = addresses
-        self._now = now
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r})"
 
     def takes(self, recipient: Mapping[str, Any]) -> bool:
         """Whoever has an address of this service's, or by this provider's name."""
@@ -263,24 +256,26 @@ class ChatProvider:
         return target
 
 
-class HookProvider(ChatProvider):
+Hooked = TypeVar("Hooked", bound=HookOptions)
+
+
+class HookProvider(ChatProvider[Hooked], ABC):
     """A provider that posts to webhooks: its own, or one that the recipient brought."""
 
     def __init__(
         self,
         addresses: Addresses,
-        options: HookOptions,
+        options: Hooked,
         headers: Mapping[str, str] | None = None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
-        super().__init__(addresses, now)
+        super().__init__(addresses, options, headers, now)
         self._hook = options.webhook_url
-        self._api = Api(options, headers)
         self._recipients = RecipientApi(options, headers)
 
     async def close(self) -> None:
         """Close the kept connections."""
-        await self._api.close()
+        await super().close()
         await self._recipients.close()
 
     async def _post(self, target: str, body: Mapping[str, Any], params: Mapping[str, str] | None = None) -> Answer:
@@ -288,6 +283,22 @@ class HookProvider(ChatProvider):
         if is_url(target):
             return await self._recipients.request("POST", target, json=body, params=params)
         return await self._api.request("POST", self._own_url(), json=body, params=params)
+
+    async def _delivered(self, target: str, body: Mapping[str, Any], params: Mapping[str, str] | None = None) -> Answer:
+        """Post a message.
+
+        Raises:
+            DeliveryFailure: what the refusal means; of a recipient's own webhook, that its address is wrong.
+        """
+        answer = await self._post(target, body, params)
+        if answer.ok:
+            return answer
+        failure = self._refusal(answer)
+        raise of_recipient(failure) if is_url(target) else failure
+
+    @abstractmethod
+    def _refusal(self, answer: Answer) -> DeliveryFailure:
+        """What an answer of a webhook's that is no 2xx means."""
 
     def _own_url(self) -> str:
         if self._hook is None:

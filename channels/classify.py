@@ -114,6 +114,25 @@ BY_CODE: Final[Mapping[int, Reason]] = {
 }
 """Reason by basic reply code, whatever was said before it."""
 
+UNDELIVERABLE: Final = frozenset(
+    {
+        "1.1",  # bad destination mailbox address: there is no such mailbox
+        "1.2",  # bad destination system address: there is no such domain, or it takes no mail
+        "1.3",  # bad destination mailbox address syntax
+        "1.6",  # the mailbox has moved, and nobody knows where to
+        "1.10",  # RFC 7505: the domain has a null MX
+    }
+)
+"""Enhanced status codes (RFC 3463, RFC 7505) with which a refusal of RCPT for good suppresses the address: each says
+that the address itself is of no use.
+
+A bare 550, 551, 553 or 554 is no proof: "mailbox not found, no access, or command rejected for policy reasons" is all
+one to RFC 5321 §4.2.3, and a server that has our own host on a blocklist answers so to every recipient. Nor do the rest
+of the subject 1 (5.1.0 says nothing, 5.1.7 and 5.1.8 are about the sender), a full mailbox (5.2.2), the network (5.4.x)
+or a policy (5.7.x); nor "mailbox disabled" (5.2.1), with which Gmail also refuses a mailbox that is in use and gets too
+much mail (`ReceivingRatePerm`), and AOL what fails DMARC. After DATA the answer is about the message and all of its
+recipients, whatever its code."""
+
 BY_STAGE: Final[Mapping[Stage, Reason]] = {
     Stage.MAIL: Reason.SENDER_REJECTED,
     Stage.RCPT: Reason.RECIPIENT_REJECTED,
@@ -139,11 +158,13 @@ def smtp_failure(code: int, text: str, stage: Stage, hide: Iterable[str] = ()) -
     if reason is Reason.AUTHENTICATION:
         return TransientFailure(reason, detail, provider_fault=True)
     if code < 500:
-        # before a recipient is named it is no recipient's fault; and 421 closes the connection on whoever is next
-        return TransientFailure(reason, detail, provider_fault=stage is Stage.MAIL or code == 421)
+        # before a recipient is named it is no recipient's fault; 421 closes the connection on whoever is next; and a
+        # flood of mails is ours, whoever this one is for
+        ours = stage is Stage.MAIL or code == 421 or _flood(code, text)
+        return TransientFailure(reason, detail, provider_fault=ours)
     if stage is Stage.MAIL and not _about_message(code, text):
         return TransientFailure(Reason.SENDER_REJECTED, detail, provider_fault=True)
-    return PermanentFailure(reason, detail)
+    return PermanentFailure(reason, detail, suppress=stage is Stage.RCPT and _undeliverable(code, text))
 
 
 def enhanced_code(code: int, text: str) -> tuple[str, str] | None:
@@ -152,6 +173,18 @@ def enhanced_code(code: int, text: str) -> tuple[str, str] | None:
     if match is None or match[1] != str(code)[0]:
         return None
     return match[2], f"{int(match[2])}.{int(match[3])}"
+
+
+def _undeliverable(code: int, text: str) -> bool:
+    """Whether a refusal of RCPT says that the address is of no use."""
+    _, detail = enhanced_code(code, text) or ("", "")
+    return detail in UNDELIVERABLE
+
+
+def _flood(code: int, text: str) -> bool:
+    """Whether we are too fast for the server (X.7.28 of the IANA registry: mail flood detected)."""
+    _, detail = enhanced_code(code, text) or ("", "")
+    return detail == "7.28"
 
 
 def _about_message(code: int, text: str) -> bool:

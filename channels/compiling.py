@@ -13,6 +13,7 @@ from typing import Any, Final
 from jinja2 import BaseLoader, Environment, Template, TemplateNotFound, TemplateSyntaxError, nodes
 from jinja2.meta import find_undeclared_variables
 
+from channels.literals import literal_faults
 from channels.sandbox import Sandbox, SharedBudget, forbidden, metered, references
 from domain.notification import check_partial_name
 
@@ -99,7 +100,8 @@ def _parsed(environment: Sandbox, source: str, name: str | None) -> Part:
         fault = f"is too large: {MAX_SOURCE} characters, {MAX_TAGS} tags and {MAX_CODE} characters in them are the most"
         return Part(faults=(fault,), size=len(source))
     tree = environment.parse(source)
-    faults = tuple(f"line {line}: {fault}" for line, fault in forbidden(tree, environment))
+    wrong = (*forbidden(tree, environment), *(literal_faults(tree) if environment.strict else ()))
+    faults = tuple(f"line {line}: {fault}" for line, fault in wrong)
     if faults:
         return Part(faults=faults, size=size_of(source))
     known = _known(tree)

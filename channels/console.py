@@ -29,7 +29,7 @@ class ConsoleOptions(BaseModel):
 
 
 class ConsoleProvider:
-    """Writes one readable block for each message, whole, and without what a terminal would obey."""
+    """Writes one readable block for each message, whole, without what a terminal would obey or could not show."""
 
     def __init__(self, name: str, options: ConsoleOptions, _: Surroundings = NOWHERE) -> None:
         self.name = name
@@ -72,5 +72,6 @@ def _shown(text: str, most: int) -> str:
 
 
 def _write(block: str) -> None:
-    sys.stdout.write(block)
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(block.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()

@@ -5,7 +5,7 @@ A webhook takes no idempotency key (`nonce` is for bots alone): what is repeated
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final
 
 from pydantic import Field, model_validator
@@ -15,14 +15,13 @@ from channels.chat import (
     Content,
     HookOptions,
     HookProvider,
-    check_length,
     escaper,
     is_url,
-    of_recipient,
     wait_of,
 )
 from channels.classify import scrub
-from channels.http import Answer
+from channels.http import Answer, utc_now
+from channels.limits import check_length
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
 from domain.failures import DeliveryFailure, PermanentFailure
@@ -100,7 +99,7 @@ def addresses(name: str, options: DiscordOptions) -> Addresses:
     )
 
 
-class DiscordProvider(HookProvider):
+class DiscordProvider(HookProvider[DiscordOptions]):
     """Posts to one webhook."""
 
     def __init__(
@@ -108,7 +107,7 @@ class DiscordProvider(HookProvider):
         name: str,
         options: DiscordOptions,
         _: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         super().__init__(addresses(name, options), options, {"User-Agent": USER_AGENT}, now)
 
@@ -120,12 +119,9 @@ class DiscordProvider(HookProvider):
         """
         target = self._target(message)
         thread = {"thread_id": target} if target and not is_url(target) else {}
-        answer = await self._post(target, request_body(Content.of(message)), {"wait": "true"} | thread)
-        if answer.ok:
-            number = answer.document.get("id")
-            return Accepted(f"HTTP {answer.status} {number or ''}".strip(), number)
-        failure = self._failure(answer)
-        raise of_recipient(failure) if is_url(target) else failure
+        answer = await self._delivered(target, request_body(Content.of(message)), {"wait": "true"} | thread)
+        number = answer.document.get("id")
+        return Accepted(answer.told(number), number)
 
     async def check(self) -> str:
         """Get Webhook with Token; nothing is sent."""
@@ -133,18 +129,16 @@ class DiscordProvider(HookProvider):
             return "each recipient brings its own webhook URL"
         answer = await self._api.request("GET", self._own_url())
         if not answer.ok:
-            raise self._failure(answer)
+            raise self._refusal(answer)
         return f"the webhook is {scrub(str(answer.document.get('name', 'there')))}"
 
-    def _failure(self, answer: Answer) -> DeliveryFailure:
+    def _refusal(self, answer: Answer) -> DeliveryFailure:
         """By Discord's own code; its words may hold what was sent."""
         code = str(answer.document.get("code", ""))
         codes = (code, *codes_of(answer.status))
-        rule = ERRORS.rule(*codes)
-        known = f" {code}" if code.isdigit() and code != "0" else ""
-        words = f": {rule.words}" if rule else ""
+        known = code if code.isdigit() and code != "0" else ""
         wait = wait_of(answer, answer.document.get("retry_after"), self._now())
-        return ERRORS.failure(codes, f"HTTP {answer.status}{known}{words}", wait)
+        return ERRORS.refusal(codes, answer.told(known), wait)
 
 
 escape: Final = escaper("\\*_~`|>#-[]<")

@@ -1,6 +1,7 @@
 """Any channel into files: for development, and for a look at what would be sent. One readable file per message."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,19 @@ from domain.message import Accepted, Message
 from domain.vocabulary import Reason
 
 _BODIES: Final = ("text", "html", "payload")
+_OPERATORS: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+    }
+)
+"""Of the directory, until an operator puts it right; the rest (a full disk, too many open files) passes by itself."""
 
 
 class FileOptions(BaseModel):
@@ -52,7 +66,7 @@ class FileProvider:
         """Write it, off the event loop.
 
         Raises:
-            TransientFailure: the directory cannot be written.
+            TransientFailure: the file cannot be written; `not_configured` if the directory has to be put right first.
         """
         path = self._directory / message.channel / _filename(message)
         try:
@@ -117,4 +131,5 @@ def _probe(directory: Path) -> None:
 
 def _unwritable(error: OSError) -> TransientFailure:
     detail = scrub(f"cannot write the file: {error.strerror or error}")
-    return TransientFailure(Reason.PROVIDER_UNAVAILABLE, detail, provider_fault=True)
+    reason = Reason.NOT_CONFIGURED if error.errno in _OPERATORS else Reason.PROVIDER_UNAVAILABLE
+    return TransientFailure(reason, detail, provider_fault=True)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
-from typing import Any, Final
+from inspect import signature
+from typing import Any, Final, Literal
 from zoneinfo import ZoneInfo
 
 from babel import Locale, UnknownLocaleError, dates, lists, localedata, numbers
@@ -85,9 +86,13 @@ def _kept(locale: Locale) -> Locale:
 @pass_context
 def money(context: Context, value: object, currency: object) -> str:
     """An amount in a currency by its ISO 4217 code: 1.234,50 €."""
-    if not isinstance(currency, str) or not _CURRENCY.fullmatch(currency):
+    return numbers.format_currency(_number("money", value), _currency(currency), locale=language(context))
+
+
+def _currency(code: object) -> str:
+    if not isinstance(code, str) or not _CURRENCY.fullmatch(code):
         raise TypeError("the filter money takes a currency of three capital letters, such as EUR")
-    return numbers.format_currency(_number("money", value), currency, locale=language(context))
+    return code
 
 
 @pass_context
@@ -189,12 +194,17 @@ def _dated(name: str, function: Callable[..., str], moment: date, format: object
 
 
 def _spoken(name: str, seconds: float, format: object, locale: Locale, *, directed: bool) -> str:
-    if format not in {"narrow", "short", "long"}:
-        raise TypeError(f"the filter {name} takes the formats narrow, short and long")
+    width = _width(name, format)
     if abs(seconds) > 1e11:
         raise TypeError(f"the filter {name} takes at most three thousand years")
     span = timedelta(seconds=seconds)
-    return dates.format_timedelta(span, format=format, add_direction=directed, locale=locale)
+    return dates.format_timedelta(span, format=width, add_direction=directed, locale=locale)
+
+
+def _width(name: str, format: object) -> Literal["narrow", "short", "long"]:
+    if format not in {"narrow", "short", "long"}:
+        raise TypeError(f"the filter {name} takes the formats narrow, short and long")
+    return format
 
 
 def _point(name: str, value: object) -> datetime:
@@ -249,14 +259,18 @@ def plural(context: Context, value: object, **forms: object) -> str:
 
     `other` has to be there, and stands in for a form that is not. `zero` is also taken for 0 itself.
     """
-    if "other" not in forms or forms.keys() - CATEGORIES or not all(map(_is_form, forms.values())):
-        raise TypeError("the filter plural takes the texts other=… and, if need be, zero, one, two, few, many")
+    _check_forms(forms)
     amount, locale = _number("plural", value), language(context)
     if amount == amount.to_integral_value():
         amount = amount.to_integral_value()  # 1.0 is written as 1, and has its form
     category = "zero" if amount == 0 and "zero" in forms else locale.plural_form(amount)
     form = str(forms.get(category, forms["other"]))
     return form.replace("{n}", numbers.format_decimal(amount, locale=locale)) if "{n}" in form else form
+
+
+def _check_forms(forms: Mapping[str, object]) -> None:
+    if "other" not in forms or forms.keys() - CATEGORIES or not all(map(_is_form, forms.values())):
+        raise TypeError("the filter plural takes the texts other=… and, if need be, zero, one, two, few, many")
 
 
 def _is_form(form: object) -> bool:
@@ -266,11 +280,15 @@ def _is_form(form: object) -> bool:
 @pass_context
 def format_list(context: Context, value: object, style: str = "standard") -> str:
     """An enumeration: `{{ names | format_list }}` is Ana, Ben und Cem; with `format_list("or")` Ana, Ben oder Cem."""
-    if style not in STYLES:
-        raise TypeError(f"the filter format_list takes the styles {', '.join(sorted(STYLES))}")
+    _check_style(style)
     items = _texts(value, autoescape=bool(context.eval_ctx.autoescape))
     text = lists.format_list(items, style=style, locale=language(context))  # type: ignore[arg-type]
     return Markup(text) if context.eval_ctx.autoescape else text  # noqa: S704  # every item is escaped, or was
+
+
+def _check_style(style: object) -> None:
+    if not isinstance(style, str) or style not in STYLES:
+        raise TypeError(f"the filter format_list takes the styles {', '.join(sorted(STYLES))}")
 
 
 def _texts(value: object, *, autoescape: bool) -> Sequence[str]:
@@ -299,3 +317,64 @@ FILTERS: Final[Mapping[str, tuple[Callable[..., Any], int]]] = {
     "format_list": (format_list, 60),
 }
 """By name: the filter, and what a call costs of the budget besides its arguments; a unit is some 0.3 µs."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Arguments that stand in a template
+# ---------------------------------------------------------------------------------------------------------------
+
+UNKNOWN: Final = object()
+"""Stands for an argument that only a rendering knows."""
+_SOMETIME: Final = datetime(2026, 11, 22, 17, tzinfo=UTC)
+
+
+def argument_fault(name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> str | None:
+    """What is wrong with a call of a filter whatever is filtered, in the words that a rendering has for it."""
+    try:
+        given = signature(FILTERS[name][0]).bind(UNKNOWN, UNKNOWN, *args, **kwargs)
+        given.apply_defaults()  # so that `plural` without any form is found as well
+    except TypeError as error:  # of names and numbers of arguments alone
+        return f"the filter {name}: {error}"
+    try:
+        for parameter, value in given.arguments.items():
+            if value is not UNKNOWN and parameter in _CHECKS:
+                _CHECKS[parameter](name, value)
+    except TypeError as error:
+        return str(error)
+    return None
+
+
+def _check_format(name: str, format: object) -> None:
+    """By using it: of a moment that has all that a pattern may ask for, as the filter would."""
+    if name in {"timedelta", "ago"}:
+        _width(name, format)
+    else:
+        _dated(name, _FORMATTED[name], _SOMETIME, format, locale=_ENGLISH)
+
+
+_FORMATTED: Final[Mapping[str, Callable[..., str]]] = {
+    "date": dates.format_date,
+    "time": dates.format_time,
+    "datetime": dates.format_datetime,
+}
+
+
+def _check_timezone(_name: str, timezone: object) -> None:
+    if timezone is not None:
+        _named_zone(timezone if isinstance(timezone, str) else "")
+
+
+def _check_known_forms(_name: str, forms: object) -> None:
+    assert isinstance(forms, dict)  # noqa: S101  # as `**forms` is
+    _check_forms({form: "" if text is UNKNOWN else text for form, text in forms.items()})
+
+
+_CHECKS: Final[Mapping[str, Callable[[str, Any], object]]] = {
+    "currency": lambda _, code: _currency(code),
+    "digits": lambda name, digits: _with_digits(name, "0", digits),
+    "format": _check_format,
+    "timezone": _check_timezone,
+    "style": lambda _, style: _check_style(style),
+    "forms": _check_known_forms,
+}
+"""By the name of a filter's parameter."""

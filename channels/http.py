@@ -2,20 +2,21 @@
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Generic, Self, TypeVar
 
 import aiohttp
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from channels.classify import connection_failure
+from channels.classify import connection_failure, parse_retry_after
 from channels.guard import address_refused, guarded_session
+from channels.surroundings import NOWHERE, Surroundings
 from domain.duration import Duration
 from domain.failures import DeliveryFailure, PermanentFailure, UnknownOutcome
 from domain.vocabulary import Reason
@@ -48,6 +49,9 @@ class ConnectionOptions(BaseModel):
             except OSError:
                 raise ValueError("ca_file should be a readable file with certificates in PEM form") from None
         return self
+
+
+Options = TypeVar("Options", bound=ConnectionOptions)
 
 
 class ApiOptions(ConnectionOptions):
@@ -91,9 +95,17 @@ class Answer:
         found = self.parsed
         return found if isinstance(found, dict) else {}
 
+    def told(self, word: object = None) -> str:
+        """The status in a line, with the provider's own word after it; `word` holds nothing secret."""
+        return f"HTTP {self.status} {word or ''}".strip()
+
+    def retry_after(self, now: datetime) -> timedelta | None:
+        """How long the provider asks to be left alone, by its header."""
+        return parse_retry_after(self.headers.get("Retry-After"), now)
+
 
 @dataclass(slots=True)
-class _Progress:
+class Progress:
     """How far a request has come."""
 
     sent: bool = False
@@ -131,7 +143,7 @@ class Api:
             TransientFailure: nothing was sent.
             UnknownOutcome: the request was on its way, and no answer came.
         """
-        progress = _Progress()
+        progress = Progress()
         body = {"data": orjson.dumps(json)} if json is not None else {"data": data}
         sent = dict(headers or {}) | ({"Content-Type": "application/json"} if json is not None else {})
         try:
@@ -169,6 +181,36 @@ class Api:
     def _tls(self) -> ssl.SSLContext | bool:
         file = self._options.ca_file
         return ssl.create_default_context(cafile=str(file)) if file else True
+
+
+def utc_now() -> datetime:
+    """The clock of every provider that is given no other."""
+    return datetime.now(UTC)
+
+
+class ApiProvider(Generic[Options]):
+    """What every provider with an HTTP API does alike. Opens nothing before the first request."""
+
+    def __init__(
+        self,
+        name: str,
+        options: Options,
+        _: Surroundings = NOWHERE,
+        now: Callable[[], datetime] = utc_now,
+        *,
+        api: Api | None = None,
+    ) -> None:
+        self.name = name
+        self._options = options
+        self._now = now
+        self._api = api or Api(options)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    async def close(self) -> None:
+        """Close the kept connections."""
+        await self._api.close()
 
 
 class GuardedApi(Api):

@@ -1,15 +1,15 @@
 """Any plain HTTP API, described by settings: for the gateways that have no provider of their own."""
 
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import quote, urlsplit
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from channels.classify import parse_retry_after, scrub
-from channels.http import Answer, Api, ApiOptions
+from channels.classify import scrub
+from channels.http import Answer, ApiOptions, ApiProvider, utc_now
 from channels.placeholders import Placeholders, placeholder_faults
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
@@ -102,7 +102,7 @@ class HttpTemplateOptions(ApiOptions):
         yield from _texts("form", self.form)
 
 
-class HttpTemplateProvider:
+class HttpTemplateProvider(ApiProvider[HttpTemplateOptions]):
     """Sends one request for each message."""
 
     def __init__(
@@ -110,18 +110,12 @@ class HttpTemplateProvider:
         name: str,
         options: HttpTemplateOptions,
         _: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
-        self.name = name
-        self._options = options
-        self._now = now
+        super().__init__(name, options, now=now)
         self._errors = _table(options.errors)
         self._url = Placeholders({"url": options.base_url})
         self._request = Request(options)
-        self._api = Api(options)
-
-    def __repr__(self) -> str:
-        return f"HttpTemplateProvider({self.name!r})"
 
     def takes(self, recipient: Mapping[str, Any]) -> bool:  # noqa: ARG002
         """Whoever has the channel's address: which of it the API wants is in its templates."""
@@ -140,16 +134,12 @@ class HttpTemplateProvider:
         if not self._taken(answer):
             raise self._failure(answer)
         reference = self._reference(answer)
-        return Accepted(scrub(f"HTTP {answer.status} {reference or ''}"), reference)
+        return Accepted(scrub(answer.told(reference)), reference)
 
     async def check(self) -> str:
         """Nothing is asked: a request would send something."""
         host = urlsplit(self._options.base_url).hostname
         return f"sends to {host}; nothing but a message can show whether it answers"
-
-    async def close(self) -> None:
-        """Close the kept connections."""
-        await self._api.close()
 
     def _address(self, message: Message) -> str:
         """The URL of this message's request; a step `..` would lead to another of the API's methods."""
@@ -172,9 +162,9 @@ class HttpTemplateProvider:
         code = self._code(answer)
         rule = self._errors.rule(code) if code else None
         told = f"HTTP {answer.status}{f', code {rule.code}' if rule else ''}"
-        wait = parse_retry_after(answer.headers.get("Retry-After"), self._now())
         if rule is not None or not answer.ok:
-            return self._errors.failure((code or "", *codes_of(answer.status)), told, wait)
+            codes = (code or "", *codes_of(answer.status))
+            return self._errors.failure(codes, told, answer.retry_after(self._now()))
         if not answer.parsed:
             return UnknownOutcome(Reason.OUTCOME_UNKNOWN, f"{told}, and its body cannot be read")
         return PermanentFailure(Reason.MESSAGE_REJECTED, f"{told}, but not what the settings call a success")

@@ -1,11 +1,12 @@
 """An inbox inside an application: each message is kept in the database and told to whoever looks at this moment."""
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from channels.http import utc_now
 from channels.surroundings import NOWHERE, Surroundings
 from domain.failures import TransientFailure, UnknownOutcome
 from domain.inbox import EXCHANGE, InboxItem, inbox_key, item_body
@@ -27,7 +28,7 @@ class InboxProvider:
         name: str,
         _: InboxOptions,
         surroundings: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self.name = name
         self._surroundings = surroundings

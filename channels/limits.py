@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from domain.failures import PermanentFailure
 from domain.ports import MessageTooLarge
-from domain.vocabulary import Channel
+from domain.vocabulary import Channel, Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,16 @@ LIMITS: Final[Mapping[Channel, tuple[Limit, ...]]] = {
     # Of our own: an inbox's entry is read on a phone, and stands in the database as often as it has recipients.
     Channel.INBOX: (Limit(("title",), 250), Limit(("text",), 10_000)),
 }
+
+
+def check_length(length: int, limit: int, unit: str = "characters") -> None:
+    """Stop what a provider would refuse, or cut.
+
+    Raises:
+        PermanentFailure: `message_too_large`.
+    """
+    if length > limit:
+        raise PermanentFailure(Reason.MESSAGE_TOO_LARGE, f"{length} {unit}; the limit is {limit}")
 
 
 def check_lengths(channel: Channel, rendered: Mapping[str, str]) -> None:

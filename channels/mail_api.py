@@ -1,70 +1,47 @@
-"""What every e-mail provider with an API shares: its settings, limits and answers."""
+"""What every e-mail provider with an API shares: its settings, its attachments and its answers."""
 
-from datetime import timedelta
-from typing import Annotated, Final
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
 
-from pydantic import AfterValidator, Field
-
-from channels.fetch import Limits, MediaRanges
-from channels.http import ApiOptions
-from channels.mailbox import Address, parse_sender
-from domain.duration import Duration
-from domain.failures import PermanentFailure
+from channels.fetch import AttachmentFetcher
+from channels.http import ApiOptions, ApiProvider, utc_now
+from channels.mail_settings import MailOptions
+from channels.surroundings import NOWHERE, Surroundings
 from domain.message import Accepted
-from domain.vocabulary import Reason
-
-MEBIBYTE: Final = 1024 * 1024
 
 
-def _valid_sender(value: str) -> str:
-    parse_sender(value)
-    return value
+class MailApiOptions(MailOptions, ApiOptions):
+    """Settings of an e-mail provider with an API."""
 
 
-class MailApiOptions(ApiOptions):
-    """Settings of an e-mail provider with an API.
+Options = TypeVar("Options", bound=MailApiOptions)
 
-    Attributes:
-        from_address: `from` in the settings: `Shop <no-reply@shop.example>`.
-        timeout: from the connection to the answer; and for all attachments together.
-        max_attachments: that a message may have.
-        max_attachment_bytes: of each of them.
-        attachment_types: that are sent, such as `application/pdf` or `image/*`; none: any.
-        max_message_bytes: of the whole message as it is sent.
-        allow_private: whether attachments may be fetched from private addresses.
-    """
 
-    from_address: Annotated[str, Field(alias="from"), AfterValidator(_valid_sender)]
-    timeout: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=30)
-    max_attachments: Annotated[int, Field(ge=0)] = 10
-    max_attachment_bytes: Annotated[int, Field(ge=0)] = 10 * MEBIBYTE
-    attachment_types: MediaRanges = ()
-    max_message_bytes: Annotated[int, Field(ge=1024)] = 25 * MEBIBYTE
-    allow_private: bool = False
+class MailApiProvider(ApiProvider[Options]):
+    """What every e-mail provider over `channels.http` does alike."""
 
-    @property
-    def sender(self) -> Address:
-        """`from`, read."""
-        return parse_sender(self.from_address)
+    def __init__(
+        self,
+        name: str,
+        options: Options,
+        surroundings: Surroundings = NOWHERE,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        super().__init__(name, options, surroundings, now)
+        self._files = AttachmentFetcher(options.limits, allow_private=options.allow_private, files=surroundings.files)
 
-    @property
-    def limits(self) -> Limits:
-        """Of attachments. Base64 makes three bytes four, and a little for line ends."""
-        room = self.max_message_bytes * 72 // 100
-        return Limits(self.max_attachments, self.max_attachment_bytes, room, self.timeout, self.attachment_types)
+    def takes(self, recipient: Mapping[str, Any]) -> bool:
+        """Whoever has an address."""
+        return bool(recipient.get("email"))
+
+    async def close(self) -> None:
+        """Close the kept connections."""
+        await super().close()
+        await self._files.close()
 
 
 def answered(status: int, number: str | None, left_out: int) -> Accepted:
     """How the provider has taken a mail, under its own number; and how many copies had no address."""
     copies = f"; {left_out} cop{'ies' if left_out > 1 else 'y'} left out: no e-mail address" if left_out else ""
     return Accepted(f"HTTP {status} {number or ''}".strip() + copies, number or None)
-
-
-def check_size(size: int, limit: int) -> None:
-    """Stop what the provider would refuse anyway.
-
-    Raises:
-        PermanentFailure: `message_too_large`.
-    """
-    if size > limit:
-        raise PermanentFailure(Reason.MESSAGE_TOO_LARGE, f"{size} bytes; the limit is {limit}")

@@ -6,7 +6,7 @@ not ask for: what is no address, or has a line break where there is one header, 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
@@ -78,14 +78,36 @@ def read_fields(content: Mapping[str, str], recipient: Address) -> Fields:
 _PLAIN: Final = frozenset({"subject", "text", "html"})
 
 
+def copies(content: Mapping[str, str]) -> Sequence[str]:
+    """The addresses in `cc` and `bcc`, each once; none of a field that is too long: `read_fields` refuses that one."""
+    found = (_mailbox(item) for field in ("cc", "bcc") for item in _items(content.get(field, "")))
+    return list(dict.fromkeys(mailbox.email for mailbox in found if mailbox is not None))
+
+
+def without_copies(content: Mapping[str, str], addresses: Collection[str]) -> dict[str, str]:
+    """The same content, with none of these addresses in `cc` and `bcc`."""
+
+    def kept(item: str) -> bool:
+        mailbox = _mailbox(item)
+        return mailbox is None or mailbox.email not in addresses
+
+    fewer = {field: ", ".join(filter(kept, _items(content[field]))) for field in ("cc", "bcc") if field in content}
+    return {**content, **fewer}
+
+
 def _addresses(content: Mapping[str, str], field: str) -> tuple[list[Address], int]:
     """The addresses, and how many entries are none."""
     text = content.get(field, "")
     if len(text) > MAX_ADDRESSES:
         raise _rejected(f"{field} is longer than {MAX_ADDRESSES} characters")
-    found = [_mailbox(item[0].strip()) for item in _ONE.finditer(text) if item[0].strip()]
+    found = [_mailbox(item) for item in _items(text)]
     usable = [mailbox for mailbox in found if mailbox is not None]
     return usable, len(found) - len(usable)
+
+
+def _items(text: str) -> list[str]:
+    """What stands between commas or lines; nothing of a text that is too long."""
+    return [item for found in _ONE.finditer(text) if (item := found[0].strip())] if len(text) <= MAX_ADDRESSES else []
 
 
 def _mailbox(text: str) -> Address | None:

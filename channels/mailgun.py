@@ -1,18 +1,16 @@
 """E-mail through Mailgun (`POST /v3/<domain>/messages.mime` of its Messages API)."""
 
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final
+from datetime import timedelta
+from typing import Annotated, Final
 
 import aiohttp
 from pydantic import Field, SecretStr
 
 from channels.classify import parse_retry_after
-from channels.fetch import AttachmentFetcher
-from channels.http import Answer, Api
+from channels.http import Answer
+from channels.limits import check_length
 from channels.mail import Mail, compose
-from channels.mail_api import MailApiOptions, answered, check_size
-from channels.surroundings import NOWHERE, Surroundings
+from channels.mail_api import MailApiOptions, MailApiProvider, answered
 from channels.taxonomy import Meaning, Rule, Table, codes_of
 from domain.failures import DeliveryFailure, PermanentFailure
 from domain.message import Accepted, Message
@@ -72,28 +70,8 @@ class MailgunOptions(MailApiOptions):
     test_mode: bool = False
 
 
-class MailgunProvider:
+class MailgunProvider(MailApiProvider[MailgunOptions]):
     """Sends mail over one domain. Mailgun takes no idempotency key: what is repeated may come twice, and is marked."""
-
-    def __init__(
-        self,
-        name: str,
-        options: MailgunOptions,
-        surroundings: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self.name = name
-        self._options = options
-        self._now = now
-        self._files = AttachmentFetcher(options.limits, allow_private=options.allow_private, files=surroundings.files)
-        self._api = Api(options)
-
-    def __repr__(self) -> str:
-        return f"MailgunProvider({self.name!r})"
-
-    def takes(self, recipient: Mapping[str, Any]) -> bool:
-        """Whoever has an address."""
-        return bool(recipient.get("email"))
 
     async def send(self, message: Message) -> Accepted:
         """Hand over one mail, put together as for SMTP.
@@ -104,7 +82,7 @@ class MailgunProvider:
         options = self._options
         files = await self._files.of(message, options.timeout)
         mail = compose(message, options.sender, files)
-        check_size(len(mail.body), options.max_message_bytes)
+        check_length(len(mail.body), options.max_message_bytes, "bytes")
         answer = await self._post(self._form(message.tag, mail))
         if not answer.ok:
             raise self._failure(answer, alone=not mail.copies)
@@ -116,11 +94,6 @@ class MailgunProvider:
         if answer.ok or answer.status == 400:
             return f"the key is good for {self._options.domain}"
         raise self._failure(answer)
-
-    async def close(self) -> None:
-        """Close the kept connections."""
-        await self._api.close()
-        await self._files.close()
 
     async def _post(self, form: aiohttp.FormData) -> Answer:
         key = self._options.api_key.get_secret_value()
@@ -152,9 +125,7 @@ class MailgunProvider:
         """
         said = str(answer.document.get("message", ""))
         codes = (*_known(said), *codes_of(answer.status))
-        rule = ERRORS.rule(*codes)
-        words = f": {rule.words}" if rule else ""
-        failure = ERRORS.failure(codes, f"HTTP {answer.status}{words}", self._wait(answer, said))
+        failure = ERRORS.refusal(codes, answer.told(), self._wait(answer, said))
         if failure.suppress and not alone:
             return PermanentFailure(failure.reason, f"{failure.detail}, or that of a copy")
         return failure

@@ -5,7 +5,7 @@ Mattermost has no documented idempotency key: what is repeated may come twice, a
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final
 
 from pydantic import Field, SecretStr, model_validator
@@ -15,14 +15,13 @@ from channels.chat import (
     Content,
     HookOptions,
     HookProvider,
-    check_length,
     escaper,
     is_url,
-    of_recipient,
     without_pings,
 )
-from channels.classify import parse_retry_after, scrub
-from channels.http import Answer
+from channels.classify import scrub
+from channels.http import Answer, utc_now
+from channels.limits import check_length
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
 from domain.failures import DeliveryFailure, PermanentFailure
@@ -137,7 +136,7 @@ def addresses(name: str, options: MattermostOptions) -> Addresses:
     )
 
 
-class MattermostProvider(HookProvider):
+class MattermostProvider(HookProvider[MattermostOptions]):
     """Posts to one server."""
 
     def __init__(
@@ -145,10 +144,9 @@ class MattermostProvider(HookProvider):
         name: str,
         options: MattermostOptions,
         _: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         super().__init__(addresses(name, options), options, now=now)
-        self._options = options
 
     async def send(self, message: Message) -> Accepted:
         """Post one message.
@@ -167,14 +165,14 @@ class MattermostProvider(HookProvider):
         if self._options.token is not None:
             answer = await self._call("GET", "/users/me")
             if not answer.ok:
-                raise self._failure(answer)
+                raise self._refusal(answer)
             return f"the token is that of {scrub(str(answer.document.get('username', 'a user')))}"
         if self._hook is None:
             return "each recipient brings its own webhook URL"
         server, _, _ = self._own_url().rpartition("/hooks/")
         answer = await self._api.request("GET", f"{server}/api/v4/system/ping")
         if not answer.ok:
-            raise self._failure(answer)
+            raise self._refusal(answer)
         return "the server answers; its webhook cannot be tried without posting"
 
     async def _by_hook(self, target: str, body: dict[str, Any]) -> Accepted:
@@ -182,33 +180,27 @@ class MattermostProvider(HookProvider):
             body["channel"] = target.removeprefix("#")
         else:
             body.pop("channel", None)
-        answer = await self._post(target, body)
-        if answer.ok:
-            return Accepted(f"HTTP {answer.status}")
-        failure = self._failure(answer)
-        raise of_recipient(failure) if is_url(target) else failure
+        answer = await self._delivered(target, body)
+        return Accepted(answer.told())
 
     async def _by_token(self, body: Mapping[str, Any]) -> Accepted:
         answer = await self._call("POST", "/posts", body)
         if not answer.ok:
-            raise self._failure(answer)
+            raise self._refusal(answer)
         number = answer.document.get("id")
-        return Accepted(f"HTTP {answer.status} {number or ''}".strip(), number)
+        return Accepted(answer.told(number), number)
 
     async def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Answer:
         token = self._options.token.get_secret_value() if self._options.token else ""
         url = f"{(self._options.base_url or '').rstrip('/')}/api/v4{path}"
         return await self._api.request(method, url, headers={"Authorization": f"Bearer {token}"}, json=body)
 
-    def _failure(self, answer: Answer) -> DeliveryFailure:
+    def _refusal(self, answer: Answer) -> DeliveryFailure:
         """By the error's id; its words are in the server's language, and may hold names."""
         found = answer.document.get("id")
         code = found if isinstance(found, str) and _ID.fullmatch(found) else ""
         codes = (code, *codes_of(answer.status))
-        rule = ERRORS.rule(*codes)
-        words = f": {rule.words}" if rule else ""
-        wait = parse_retry_after(answer.headers.get("Retry-After"), self._now())
-        return ERRORS.failure(codes, f"HTTP {answer.status} {code}{words}", wait)
+        return ERRORS.refusal(codes, answer.told(code), answer.retry_after(self._now()))
 
 
 _escaped: Final = escaper("\\`*_{}[]#+->~|")

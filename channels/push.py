@@ -7,11 +7,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Self
 
 import orjson
-from pydantic import Field
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from pydantic import Field, SecretStr, model_validator
 
+from channels.http import ConnectionOptions
 from domain.duration import Duration, parse_duration
 from domain.event import NAMESPACE
 from domain.failures import PermanentFailure
@@ -25,6 +29,52 @@ TimeToLive = Annotated[Duration, Field(ge=timedelta(0), le=MAX_TTL)]
 _URL = re.compile(r"https?://[^\s/?#]+\S*")
 _NUMBER = re.compile(r"\d{1,9}")
 _PRIORITIES: Final = frozenset({"high", "normal"})
+
+
+class SignedOptions(ConnectionOptions):
+    """Settings of a push service whose requests an own key signs.
+
+    Attributes:
+        private_key: the signing key in PEM; or `private_key_file`, where it is.
+        ttl: how long a message is kept for a device that is away, if its content does not say.
+    """
+
+    KEY: ClassVar[str]
+    """What the key should be."""
+    private_key: SecretStr | None = None
+    private_key_file: Path | None = None
+    ttl: TimeToLive = MAX_TTL
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.private_key is None) == (self.private_key_file is None):
+            raise ValueError("needs private_key or private_key_file, one of them")
+        self.key()
+        return self
+
+    def key(self) -> EllipticCurvePrivateKey:
+        """The signing key.
+
+        Raises:
+            ValueError: it cannot be read, or is none.
+        """
+        given = "private_key" if self.private_key else "private_key_file"
+        try:
+            return self._read(self._text())
+        except (OSError, ValueError, TypeError):
+            raise ValueError(f"{given} should be {self.KEY}") from None
+
+    def _text(self) -> str:
+        if self.private_key is not None:
+            return self.private_key.get_secret_value().replace("\\n", "\n")
+        return self.private_key_file.read_text(encoding="ascii") if self.private_key_file else ""
+
+    def _read(self, text: str) -> EllipticCurvePrivateKey:
+        """Raises ValueError or TypeError: it is no key, or one of another curve."""
+        found = load_pem_private_key(text.encode(), None)
+        if not isinstance(found, EllipticCurvePrivateKey) or not isinstance(found.curve, SECP256R1):
+            raise ValueError("is no P-256 key")
+        return found
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -161,8 +211,3 @@ def _wrong(name: str, form: str) -> PermanentFailure:
 def seconds(moment: datetime) -> int:
     """A moment in seconds since 1970, rounded up."""
     return math.ceil(moment.timestamp())
-
-
-def size_refused(size: int, limit: int) -> PermanentFailure:
-    """What the service would refuse is not sent."""
-    return PermanentFailure(Reason.MESSAGE_TOO_LARGE, f"{size} bytes; the limit is {limit}")

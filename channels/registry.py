@@ -4,50 +4,17 @@ Another package adds a kind with an entry point of the group `notipy.providers`,
 object is a `ProviderKind`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
-from channels.amqp import AmqpOptions, AmqpProvider
-from channels.apns import ERRORS as APNS
-from channels.apns import ApnsOptions, ApnsProvider
-from channels.apprise import AppriseOptions, AppriseProvider
-from channels.console import ConsoleOptions, ConsoleProvider
-from channels.discord import ERRORS as DISCORD
-from channels.discord import DiscordOptions, DiscordProvider
-from channels.fcm import ERRORS as FCM
-from channels.fcm import FcmOptions, FcmProvider
-from channels.file import FileOptions, FileProvider
-from channels.http_template import HttpTemplateOptions, HttpTemplateProvider
-from channels.inbox import InboxOptions, InboxProvider
-from channels.mailgun import ERRORS as MAILGUN
-from channels.mailgun import MailgunOptions, MailgunProvider
-from channels.mattermost import ERRORS as MATTERMOST
-from channels.mattermost import MattermostOptions, MattermostProvider
-from channels.sendgrid import ERRORS as SENDGRID
-from channels.sendgrid import SendGridOptions, SendGridProvider
-from channels.ses import ERRORS as SES
-from channels.ses import SesOptions, SesProvider
-from channels.slack import ERRORS as SLACK
-from channels.slack import SlackOptions, SlackProvider
-from channels.smtp import SmtpOptions, SmtpProvider
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Table
-from channels.teams import ERRORS as TEAMS
-from channels.teams import TeamsOptions, TeamsProvider
-from channels.telegram import ERRORS as TELEGRAM
-from channels.telegram import TelegramOptions, TelegramProvider
-from channels.twilio import ERRORS as TWILIO
-from channels.twilio import TwilioOptions, TwilioProvider
-from channels.vonage import ERRORS as VONAGE
-from channels.vonage import VonageOptions, VonageProvider
-from channels.webhook import WebhookOptions, WebhookProvider
-from channels.webpush import ERRORS as WEBPUSH
-from channels.webpush import WebPushOptions, WebPushProvider
 from domain.ports import Provider
 from domain.text import describe, faults_of
 from domain.vocabulary import Channel
@@ -75,30 +42,68 @@ class ProviderKind:
     errors: Table | None = None
 
 
-PLAIN_HTTP: Final = frozenset({Channel.SMS, Channel.CHAT, Channel.PUSH, Channel.WEBHOOK})
-KINDS: Final[Mapping[str, ProviderKind]] = {
-    "smtp": ProviderKind(SmtpOptions, frozenset({Channel.EMAIL}), SmtpProvider),
-    "mailgun": ProviderKind(MailgunOptions, frozenset({Channel.EMAIL}), MailgunProvider, MAILGUN),
-    "ses": ProviderKind(SesOptions, frozenset({Channel.EMAIL}), SesProvider, SES),
-    "sendgrid": ProviderKind(SendGridOptions, frozenset({Channel.EMAIL}), SendGridProvider, SENDGRID),
-    "twilio": ProviderKind(TwilioOptions, frozenset({Channel.SMS}), TwilioProvider, TWILIO),
-    "vonage": ProviderKind(VonageOptions, frozenset({Channel.SMS}), VonageProvider, VONAGE),
-    "fcm": ProviderKind(FcmOptions, frozenset({Channel.PUSH}), FcmProvider, FCM),
-    "apns": ProviderKind(ApnsOptions, frozenset({Channel.PUSH}), ApnsProvider, APNS),
-    "webpush": ProviderKind(WebPushOptions, frozenset({Channel.PUSH}), WebPushProvider, WEBPUSH),
-    "slack": ProviderKind(SlackOptions, frozenset({Channel.CHAT}), SlackProvider, SLACK),
-    "teams": ProviderKind(TeamsOptions, frozenset({Channel.CHAT}), TeamsProvider, TEAMS),
-    "discord": ProviderKind(DiscordOptions, frozenset({Channel.CHAT}), DiscordProvider, DISCORD),
-    "telegram": ProviderKind(TelegramOptions, frozenset({Channel.CHAT}), TelegramProvider, TELEGRAM),
-    "mattermost": ProviderKind(MattermostOptions, frozenset({Channel.CHAT}), MattermostProvider, MATTERMOST),
-    "webhook": ProviderKind(WebhookOptions, frozenset({Channel.WEBHOOK}), WebhookProvider),
-    "inbox": ProviderKind(InboxOptions, frozenset({Channel.INBOX}), InboxProvider),
-    "amqp": ProviderKind(AmqpOptions, frozenset(Channel), AmqpProvider),
-    "apprise": ProviderKind(AppriseOptions, frozenset({Channel.CHAT}), AppriseProvider),
-    "http": ProviderKind(HttpTemplateOptions, PLAIN_HTTP, HttpTemplateProvider),
-    "console": ProviderKind(ConsoleOptions, frozenset(Channel), ConsoleProvider),
-    "file": ProviderKind(FileOptions, frozenset(Channel), FileProvider),
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a kind of NotiPy's own is: its module has `<name>Options`, `<name>Provider`, and `ERRORS` if it has any."""
+
+    module: str
+    name: str
+    channels: frozenset[Channel]
+
+    def load(self) -> ProviderKind:
+        """The kind itself."""
+        module = import_module(self.module)
+        options, make = getattr(module, f"{self.name}Options"), getattr(module, f"{self.name}Provider")
+        return ProviderKind(options, self.channels, make, getattr(module, "ERRORS", None))
+
+
+class _Kinds(Mapping[str, ProviderKind]):
+    """Kinds that are loaded when they are used: the libraries of all of them would cost each process some 30 MiB."""
+
+    def __init__(self, places: Mapping[str, "_Place | EntryPoint"]) -> None:
+        self._places = places
+        self._loaded: dict[str, ProviderKind] = {}
+
+    def __getitem__(self, kind: str) -> ProviderKind:
+        if kind not in self._loaded:
+            place = self._places[kind]
+            self._loaded[kind] = place.load() if isinstance(place, _Place) else _loaded(place)
+        return self._loaded[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+_MAIL, _SMS, _PUSH, _CHAT = (frozenset({each}) for each in (Channel.EMAIL, Channel.SMS, Channel.PUSH, Channel.CHAT))
+_PLAIN_HTTP: Final = frozenset({Channel.SMS, Channel.CHAT, Channel.PUSH, Channel.WEBHOOK})
+_ANY: Final = frozenset(Channel)
+_OWN: Final = {
+    "smtp": _Place("channels.smtp", "Smtp", _MAIL),
+    "mailgun": _Place("channels.mailgun", "Mailgun", _MAIL),
+    "ses": _Place("channels.ses", "Ses", _MAIL),
+    "sendgrid": _Place("channels.sendgrid", "SendGrid", _MAIL),
+    "twilio": _Place("channels.twilio", "Twilio", _SMS),
+    "vonage": _Place("channels.vonage", "Vonage", _SMS),
+    "fcm": _Place("channels.fcm", "Fcm", _PUSH),
+    "apns": _Place("channels.apns", "Apns", _PUSH),
+    "webpush": _Place("channels.webpush", "WebPush", _PUSH),
+    "slack": _Place("channels.slack", "Slack", _CHAT),
+    "teams": _Place("channels.teams", "Teams", _CHAT),
+    "discord": _Place("channels.discord", "Discord", _CHAT),
+    "telegram": _Place("channels.telegram", "Telegram", _CHAT),
+    "mattermost": _Place("channels.mattermost", "Mattermost", _CHAT),
+    "webhook": _Place("channels.webhook", "Webhook", frozenset({Channel.WEBHOOK})),
+    "inbox": _Place("channels.inbox", "Inbox", frozenset({Channel.INBOX})),
+    "amqp": _Place("channels.amqp", "Amqp", _ANY),
+    "apprise": _Place("channels.apprise", "Apprise", _CHAT),
+    "http": _Place("channels.http_template", "HttpTemplate", _PLAIN_HTTP),
+    "console": _Place("channels.console", "Console", _ANY),
+    "file": _Place("channels.file", "File", _ANY),
 }
+KINDS: Final[Mapping[str, ProviderKind]] = _Kinds(_OWN)
 """NotiPy's own."""
 
 
@@ -110,11 +115,14 @@ def kinds() -> Mapping[str, ProviderKind]:
         ValueError: an entry point cannot be loaded, is no `ProviderKind`, or has the name of another kind; it says
             which package's.
     """
-    found = dict(KINDS)
+    places: dict[str, _Place | EntryPoint] = dict(_OWN)
     for point in entry_points(group=GROUP):
-        if point.name in found:
+        if point.name in places:
             raise ValueError(f"{_named(point)}: there is a kind {point.name!r} already")
-        found[point.name] = _loaded(point)
+        places[point.name] = point
+    found = _Kinds(places)
+    for name in places.keys() - _OWN.keys():
+        _ = found[name]  # whatever is wrong with it is told now
     return found
 
 

@@ -6,7 +6,7 @@ Fields of a content are rendered each by itself. A fault names the field, the li
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +19,7 @@ from pydantic_core import from_json
 
 from channels.compiling import Linked, compiled, link_faults, needs, shortened
 from channels.limits import check_lengths
+from channels.mail_fields import copies, without_copies
 from channels.sandbox import MAX_TEXT, Budget, Sandbox, TooCostly
 from channels.segments import MAX_SEGMENTS, excess
 from domain.locales import LOCALES, NOTHING_SHARED, SHARED, Shared, localised, translated
@@ -62,11 +63,15 @@ T = TypeVar("T", Compiled, Linked)
 
 
 class TemplateRenderer:
-    """Implements `domain.ports.Renderer`. Keeps compiled templates; for one thread."""
+    """Implements `domain.ports.Renderer`. Keeps compiled templates; for one thread.
 
-    def __init__(self) -> None:
-        self._plain = Sandbox(autoescape=False)
-        self._html = Sandbox(autoescape=True)
+    `strict` is for what is not in force yet: an argument of a filter that can never be right is then a fault of the
+    template. Else it is one of the rendering that comes to it, so that what is in force already goes on as it did.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self._plain = Sandbox(autoescape=False, strict=strict)
+        self._html = Sandbox(autoescape=True, strict=strict)
         self._cache: OrderedDict[_Key, Compiled | Linked] = OrderedDict()
         self._cached = 0
 
@@ -79,14 +84,21 @@ class TemplateRenderer:
             for fault in self._compiled(field, source, partials).faults
         ]
 
-    def missing(self, channel: Channel, content: Mapping[str, Any], data: Mapping[str, Any]) -> Sequence[str]:  # noqa: ARG002
-        """The names that the templates of any locale use on every way through them, and that `data` lacks, in order.
+    def missing(
+        self,
+        channel: Channel,  # noqa: ARG002
+        content: Mapping[str, Any],
+        data: Mapping[str, Any],
+        locale: str | None = None,
+    ) -> Sequence[str]:
+        """The names that the words for a recipient of this locale use on every way through them, and that `data` lacks.
 
-        A name that is used under a condition only, with `default`, or in a loop is not among them.
+        In order. A name that is used under a condition only, with `default`, or in a loop is not among them; nor is one
+        that only the words for other locales use.
         """
         partials = _shared(content).partials
         needed: set[str] = set()
-        for _, field, source in _every_template(content):
+        for field, source in templates(localised(content, locale)[0]):
             needed |= self._compiled(field, source, partials).needs
         return sorted(needed - data.keys())
 
@@ -99,7 +111,7 @@ class TemplateRenderer:
 
         `context` holds the event's data by name, and `recipient`, `event` and `data`. A webhook's `payload` is
         JSON, written compactly; without one it is the event's type, time and data. A mail that has `html` alone is
-        given the `text` that can be read in it.
+        given the `text` that can be read in it; none, where that would take too long.
 
         Raises:
             TemplateError: a name is missing, the template costs more than allowed, or what came out cannot stand
@@ -119,11 +131,20 @@ class TemplateRenderer:
         elif channel is Channel.EMAIL and "text" not in rendered and "html" in rendered:
             from channels.plain_text import plain_text  # its parser is 4 MiB in every process that needs none
 
-            rendered["text"] = plain_text(rendered["html"])
+            if (text := plain_text(rendered["html"])) is not None:
+                rendered["text"] = text
         elif channel is Channel.SMS and "text" in rendered:
             rendered["text"] = _short(rendered["text"], content.get("max_segments"))
         check_lengths(channel, rendered)
         return rendered
+
+    def copies(self, content: Mapping[str, str]) -> Sequence[str]:
+        """The addresses in a rendered mail's `cc` and `bcc`."""
+        return copies(content)
+
+    def without_copies(self, content: Mapping[str, str], addresses: Collection[str]) -> Mapping[str, str]:
+        """A rendered mail with none of these among its copies."""
+        return without_copies(content, addresses)
 
     def _field(
         self,

@@ -476,16 +476,21 @@ _SPLITS: Final = frozenset({"split", "rsplit", "splitlines"})
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment; one for templates that escape HTML and one for those that do not."""
+    """The environment; one for templates that escape HTML and one for those that do not.
+
+    Attributes:
+        strict: what a template can never do without failing is a fault of the template itself.
+    """
 
     context_class = Budget
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
-    def __init__(self, *, autoescape: bool) -> None:
+    def __init__(self, *, autoescape: bool, strict: bool = False) -> None:
         # Templates are cached by the renderer, so not here as well; constants are not folded at compile time,
         # where there is no budget.
         super().__init__(autoescape=autoescape, undefined=StrictData, finalize=_printable, cache_size=0)
         self.optimized = False
+        self.strict = strict
         self.globals = {"range": safe_range, "namespace": Namespace}
         self.filters["tojson"] = _tojson
         self.filters = {

@@ -2,8 +2,8 @@
 
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from email.header import Header
 from typing import Annotated, Any, Final
 
@@ -11,13 +11,13 @@ import orjson
 from pydantic import Field, SecretStr
 
 from channels.classify import parse_retry_after
-from channels.fetch import AttachmentFetcher, File
-from channels.http import Answer, Api
+from channels.fetch import File
+from channels.http import Answer
+from channels.limits import check_length
 from channels.mail import recipient_of, with_images
-from channels.mail_api import MailApiOptions, answered, check_size
+from channels.mail_api import MailApiOptions, MailApiProvider, answered
 from channels.mail_fields import Fields, read_fields
 from channels.mailbox import CONTROL, Address
-from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure
 from domain.message import Accepted, Message
@@ -64,28 +64,8 @@ class SendGridOptions(MailApiOptions):
     test_mode: bool = False
 
 
-class SendGridProvider:
+class SendGridProvider(MailApiProvider[SendGridOptions]):
     """Sends mail over one account. SendGrid takes no idempotency key: a repetition may come twice, and is marked."""
-
-    def __init__(
-        self,
-        name: str,
-        options: SendGridOptions,
-        surroundings: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self.name = name
-        self._options = options
-        self._now = now
-        self._files = AttachmentFetcher(options.limits, allow_private=options.allow_private, files=surroundings.files)
-        self._api = Api(options)
-
-    def __repr__(self) -> str:
-        return f"SendGridProvider({self.name!r})"
-
-    def takes(self, recipient: Mapping[str, Any]) -> bool:
-        """Whoever has an address."""
-        return bool(recipient.get("email"))
 
     async def send(self, message: Message) -> Accepted:
         """Hand over one mail.
@@ -98,7 +78,7 @@ class SendGridProvider:
         recipient = recipient_of(message)
         fields = read_fields(message.content, recipient)
         body = orjson.dumps(_document(message, recipient, fields, files) | self._account())
-        check_size(len(body), options.max_message_bytes)
+        check_length(len(body), options.max_message_bytes, "bytes")
         headers = {"Content-Type": "application/json"}
         answer = await self._request("POST", "/v3/mail/send", headers, body)
         if not answer.ok:
@@ -113,11 +93,6 @@ class SendGridProvider:
         if SCOPE not in answer.document.get("scopes", [SCOPE]):
             raise TransientFailure(Reason.AUTHENTICATION, f"the key lacks the scope {SCOPE}", provider_fault=True)
         return "the key may send mail"
-
-    async def close(self) -> None:
-        """Close the kept connections."""
-        await self._api.close()
-        await self._files.close()
 
     def _account(self) -> dict[str, Any]:
         """What the settings add to every request."""
@@ -136,13 +111,11 @@ class SendGridProvider:
     def _failure(self, answer: Answer) -> DeliveryFailure:
         """The fields that the errors name say more than the status; their words hold addresses, and are left out."""
         codes = (*_codes(answer), *codes_of(answer.status))
-        rule = ERRORS.rule(*codes)
-        words = f": {rule.words}" if rule else ""
-        return ERRORS.failure(codes, f"HTTP {answer.status}{words}", self._wait(answer))
+        return ERRORS.refusal(codes, answer.told(), self._wait(answer))
 
     def _wait(self, answer: Answer) -> timedelta | None:
         """Retry-After; else until the second of the epoch in X-RateLimit-Reset."""
-        wait = parse_retry_after(answer.headers.get("Retry-After"), self._now())
+        wait = answer.retry_after(self._now())
         reset = answer.headers.get("X-RateLimit-Reset", "")
         if wait is not None or answer.status != 429 or not reset.isdecimal():
             return wait

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
 
 import aiohttp
@@ -12,8 +12,11 @@ from pydantic import Field, SecretStr, model_validator
 
 from channels.classify import connection_failure, parse_retry_after
 from channels.fetch import AttachmentFetcher
+from channels.http import utc_now
+from channels.limits import check_length
 from channels.mail import Mail, compose
-from channels.mail_api import MEBIBYTE, MailApiOptions, answered, check_size
+from channels.mail_api import MailApiOptions, answered
+from channels.mail_settings import MEBIBYTE
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
@@ -123,7 +126,7 @@ class SesProvider:
         name: str,
         options: SesOptions,
         surroundings: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         """Open nothing.
 
@@ -157,7 +160,7 @@ class SesProvider:
         mail = compose(message, self._sender, files)
         if mail.needs_utf8:
             raise PermanentFailure(Reason.BAD_ADDRESS, "SES takes ASCII only before the @ (no SMTPUTF8)")
-        check_size(len(mail.body), self._options.max_message_bytes)
+        check_length(len(mail.body), self._options.max_message_bytes, "bytes")
         request = self._request(message, mail)
         try:
             answer = await self._asked(lambda client: client.send_email(**request))
@@ -257,10 +260,8 @@ class SesProvider:
         error, about = response.get("Error", {}), response.get("ResponseMetadata", {})
         status, code = int(about.get("HTTPStatusCode", 0)), str(error.get("Code", ""))
         codes = (*self._unverified(str(error.get("Message", ""))), code, *codes_of(status))
-        rule = ERRORS.rule(*codes)
-        detail = f"HTTP {status}: {rule.words}" if rule else f"HTTP {status}"
         wait = parse_retry_after(about.get("HTTPHeaders", {}).get("retry-after"), self._now())
-        return ERRORS.failure(codes, detail, wait)
+        return ERRORS.refusal(codes, f"HTTP {status}", wait)
 
     def _unverified(self, words: str) -> tuple[str, ...]:
         """Whose identity it is that the words call unverified: only the sender's is everybody's."""

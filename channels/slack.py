@@ -5,15 +5,16 @@ Slack has no documented idempotency key: what is repeated may come twice, and is
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final
 
 import orjson
 from pydantic import Field, SecretStr, model_validator
 
-from channels.chat import Addresses, Content, HookOptions, HookProvider, check_length, is_url, literally, of_recipient
-from channels.classify import parse_retry_after, scrub
-from channels.http import Answer
+from channels.chat import Addresses, Content, HookOptions, HookProvider, is_url, literally
+from channels.classify import scrub
+from channels.http import Answer, utc_now
+from channels.limits import check_length
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
 from domain.failures import DeliveryFailure, PermanentFailure, UnknownOutcome
@@ -139,7 +140,7 @@ def addresses(name: str, options: SlackOptions) -> Addresses:
     )
 
 
-class SlackProvider(HookProvider):
+class SlackProvider(HookProvider[SlackOptions]):
     """Posts as one Slack app."""
 
     def __init__(
@@ -147,10 +148,9 @@ class SlackProvider(HookProvider):
         name: str,
         options: SlackOptions,
         _: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         super().__init__(addresses(name, options), options, now=now)
-        self._options = options
 
     async def send(self, message: Message) -> Accepted:
         """Post one message.
@@ -175,22 +175,19 @@ class SlackProvider(HookProvider):
             return "each recipient brings its own webhook URL"
         answer = await self._post("", {})
         if not answer.ok and code_of(answer) not in {"no_text", "invalid_payload"}:
-            raise self._failure(answer, "webhook ")
+            raise self._refusal(answer)
         return "the webhook is there"
 
     async def _by_hook(self, target: str, body: Mapping[str, Any]) -> Accepted:
-        answer = await self._post(target, body)
-        if answer.ok:
-            return Accepted(f"HTTP {answer.status}")
-        failure = self._failure(answer, "webhook ")
-        raise of_recipient(failure) if is_url(target) else failure
+        answer = await self._delivered(target, body)
+        return Accepted(answer.told())
 
     async def _by_token(self, body: Mapping[str, Any]) -> Accepted:
         answer = await self._call("chat.postMessage", body)
         found = answer.document
         if answer.ok and found.get("ok") is True:
             stamp = found.get("ts")
-            return Accepted(f"HTTP {answer.status} {stamp or ''}".strip(), f"{found.get('channel')}/{stamp}")
+            return Accepted(answer.told(stamp), f"{found.get('channel')}/{stamp}")
         raise self._failure(answer)
 
     async def _call(self, method: str, body: Mapping[str, Any]) -> Answer:
@@ -199,16 +196,16 @@ class SlackProvider(HookProvider):
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json; charset=utf-8"}
         return await self._api.request("POST", url, headers=headers, data=orjson.dumps(body))
 
+    def _refusal(self, answer: Answer) -> DeliveryFailure:
+        return self._failure(answer, "webhook ")
+
     def _failure(self, answer: Answer, mode: str = "") -> DeliveryFailure:
         """Slack's own word says more than the status, which is 200 for most refusals of the Web API."""
         code = code_of(answer)
         if answer.ok and not code:
             return UnknownOutcome(Reason.OUTCOME_UNKNOWN, f"HTTP {answer.status} with an answer that cannot be read")
         codes = (f"{mode}{code}", code, *codes_of(answer.status))
-        rule = ERRORS.rule(*codes)
-        words = f": {rule.words}" if rule else ""
-        wait = parse_retry_after(answer.headers.get("Retry-After"), self._now())
-        return ERRORS.failure(codes, f"HTTP {answer.status} {code}{words}", wait)
+        return ERRORS.refusal(codes, answer.told(code), answer.retry_after(self._now()))
 
 
 def code_of(answer: Answer) -> str:

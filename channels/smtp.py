@@ -5,13 +5,12 @@ from typing import Any
 
 from channels.dkim_signature import DkimSigner
 from channels.fetch import AttachmentFetcher
-from channels.mail import Address, compose, parse_sender
+from channels.limits import check_length
+from channels.mail import compose
 from channels.smtp_pool import SmtpPool
 from channels.smtp_settings import SmtpOptions
 from channels.surroundings import NOWHERE, Surroundings
-from domain.failures import PermanentFailure
 from domain.message import Accepted, Message
-from domain.vocabulary import Reason
 
 __all__ = ["SmtpOptions", "SmtpProvider"]
 
@@ -22,7 +21,7 @@ class SmtpProvider:
     def __init__(self, name: str, options: SmtpOptions, surroundings: Surroundings = NOWHERE) -> None:
         self.name = name
         self._options = options
-        self._sender: Address = parse_sender(options.from_address)
+        self._sender = options.sender
         self._files = AttachmentFetcher(options.limits, allow_private=options.allow_private, files=surroundings.files)
         self._signer = DkimSigner(options.dkim) if options.dkim is not None else None
         self._pool = SmtpPool(options)
@@ -46,9 +45,7 @@ class SmtpProvider:
         mail = compose(message, self._sender, files)
         if self._signer is not None:
             mail = await self._signer.signed(mail, message.created_at)
-        if len(mail.body) > self._options.max_message_bytes:
-            detail = f"{len(mail.body)} bytes; the limit is {self._options.max_message_bytes}"
-            raise PermanentFailure(Reason.MESSAGE_TOO_LARGE, detail)
+        check_length(len(mail.body), self._options.max_message_bytes, "bytes")
         return Accepted(await self._pool.send(mail), message.idempotency_key)
 
     async def check(self) -> str:

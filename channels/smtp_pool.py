@@ -10,8 +10,8 @@ import socket
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -22,7 +22,7 @@ from channels.mail import Mail
 from channels.smtp_session import NO_SMTP, Interrupted, Reply, Session
 from channels.smtp_settings import Server, SmtpOptions
 from domain.duration import format_duration
-from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
+from domain.failures import UNSENT, DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
 from domain.vocabulary import Reason
 
 PROBE_AFTER: Final = 30.0
@@ -63,29 +63,31 @@ class SmtpPool:
         A kept connection may have been closed by the server meanwhile. That shows before the server has accepted
         `MAIL`, so nothing was sent, and a fresh connection is tried once.
         """
-        async with self._slot():
-            kept = await self._take()
-            if kept is not None:
-                with suppress(_Stale):
-                    return await self._conversation(kept, mail)
-            try:
-                return await self._conversation(await self._connect(), mail)
-            except _Stale as stale:
-                raise stale.failure from None
-
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        """A place among the connections. Waiting has a limit of its own: nothing was sent when it is over."""
-        if self._slots.locked():
-            await self._wait()
-        else:
-            await self._slots.acquire()
+        with UNSENT:
+            if self._slots.locked():
+                await self._wait()
+            else:
+                await self._slots.acquire()
         try:
-            yield
+            return await self._sent(mail)
         finally:
             self._slots.release()
 
+    async def _sent(self, mail: Mail) -> str:
+        with UNSENT:
+            kept = await self._take()
+        if kept is not None:
+            with suppress(_Stale):
+                return await self._conversation(kept, mail)
+        with UNSENT:
+            session = await self._connect()
+        try:
+            return await self._conversation(session, mail)
+        except _Stale as stale:
+            raise stale.failure from None
+
     async def _wait(self) -> None:
+        """For a place among the connections, with a limit of its own: nothing was sent when it is over."""
         try:
             async with asyncio.timeout(self._timeout):
                 await self._slots.acquire()
@@ -262,7 +264,8 @@ async def _transaction(session: Session, mail: Mail, timeout: float) -> str:  # 
         _Stale, _Refused, TransientFailure, PermanentFailure, UnknownOutcome: by how far it had come.
     """
     hide = _private_words(mail)
-    copies = await _envelope(session, mail, hide, timeout)
+    with UNSENT:
+        copies = await _envelope(session, mail, hide, timeout)
     try:
         (reply,) = await session.ask(_stuffed(mail.body), timeout=timeout + len(mail.body) / SLOWEST)
     except Interrupted as interrupted:

@@ -4,7 +4,7 @@ A table says of each code what it is about, and that alone decides what follows:
 provider, or the end of this delivery and of the address.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -116,6 +116,11 @@ class Table:
                 return PermanentFailure(rule.told, detail)
             case Meaning.UNKNOWN:
                 return UnknownOutcome(rule.told, detail, retry_after=retry_after, provider_fault=rule.provider_fault)
+
+    def refusal(self, codes: Sequence[str], told: str, retry_after: timedelta | None = None) -> DeliveryFailure:
+        """As `failure`; after what is `told` stands what the table knows of the code, where it knows it."""
+        rule = self.rule(*codes)
+        return self.failure(codes, f"{told}: {rule.words}" if rule else told, retry_after)
 
     def _all(self) -> Iterable[Rule]:
         yield from self.rules

@@ -7,16 +7,16 @@ repeated may come twice, and is marked.
 
 import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import orjson
 from pydantic import model_validator
 
-from channels.chat import Addresses, Content, HookOptions, HookProvider, check_length, is_url, of_recipient
-from channels.classify import parse_retry_after
-from channels.http import Answer
+from channels.chat import Addresses, Content, HookOptions, HookProvider
+from channels.http import Answer, utc_now
+from channels.limits import check_length
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
 from domain.failures import DeliveryFailure
@@ -72,7 +72,7 @@ class TeamsOptions(HookOptions):
         return self
 
 
-class TeamsProvider(HookProvider):
+class TeamsProvider(HookProvider[TeamsOptions]):
     """Posts to one workflow."""
 
     def __init__(
@@ -80,7 +80,7 @@ class TeamsProvider(HookProvider):
         name: str,
         options: TeamsOptions,
         _: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         addresses = Addresses(
             "teams",
@@ -99,11 +99,8 @@ class TeamsProvider(HookProvider):
             DeliveryFailure: as `ERRORS` says.
         """
         target = self._target(message)
-        answer = await self._post(target, request_body(Content.of(message)))
-        if answer.ok:
-            return Accepted(f"HTTP {answer.status}")
-        failure = self._failure(answer)
-        raise of_recipient(failure) if is_url(target) else failure
+        answer = await self._delivered(target, request_body(Content.of(message)))
+        return Accepted(answer.told())
 
     async def check(self) -> str:
         """A workflow cannot be asked anything without starting it: the next delivery will tell."""
@@ -111,15 +108,12 @@ class TeamsProvider(HookProvider):
             return "each recipient brings its own webhook URL"
         return "a workflow cannot be tried without posting"
 
-    def _failure(self, answer: Answer) -> DeliveryFailure:
+    def _refusal(self, answer: Answer) -> DeliveryFailure:
         error = answer.document.get("error")
         found = error.get("code") if isinstance(error, dict) else None
         code = found if isinstance(found, str) and _WORD.fullmatch(found) else ""
         codes = (code, *codes_of(answer.status))
-        rule = ERRORS.rule(*codes)
-        words = f": {rule.words}" if rule else ""
-        wait = parse_retry_after(answer.headers.get("Retry-After"), self._now())
-        return ERRORS.failure(codes, f"HTTP {answer.status} {code}{words}", wait)
+        return ERRORS.refusal(codes, answer.told(code), answer.retry_after(self._now()))
 
 
 def request_body(content: Content) -> dict[str, Any]:

@@ -5,14 +5,15 @@ The Bot API takes no idempotency key: what is repeated may come twice, and is ma
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from channels.chat import Addresses, ChatProvider, Content, check_length, wait_of, without_pings
+from channels.chat import Addresses, ChatProvider, Content, wait_of, without_pings
 from channels.classify import scrub
-from channels.http import Answer, Api, ApiOptions
+from channels.http import Answer, ApiOptions, utc_now
+from channels.limits import check_length
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
 from domain.failures import DeliveryFailure, PermanentFailure, UnknownOutcome
@@ -112,7 +113,7 @@ class TelegramOptions(ApiOptions):
     previews: bool = True
 
 
-class TelegramProvider(ChatProvider):
+class TelegramProvider(ChatProvider[TelegramOptions]):
     """Writes as one bot."""
 
     def __init__(
@@ -120,11 +121,10 @@ class TelegramProvider(ChatProvider):
         name: str,
         options: TelegramOptions,
         _: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
-        super().__init__(Addresses("telegram", name, own=TARGET, named=TARGET, default=options.chat_id), now)
-        self._options = options
-        self._api = Api(options)
+        addresses = Addresses("telegram", name, own=TARGET, named=TARGET, default=options.chat_id)
+        super().__init__(addresses, options, now=now)
 
     async def send(self, message: Message) -> Accepted:
         """Send one message. A group that has become a supergroup is followed to its new id at once.
@@ -148,10 +148,6 @@ class TelegramProvider(ChatProvider):
         found = answer.document.get("result")
         return f"the bot is {scrub(str(found.get('first_name', 'there')))}" if isinstance(found, dict) else "there"
 
-    async def close(self) -> None:
-        """Close the kept connections."""
-        await self._api.close()
-
     def _manner(self) -> dict[str, Any]:
         manner: dict[str, Any] = {"disable_notification": True} if self._options.silent else {}
         return manner if self._options.previews else manner | {"link_preview_options": {"is_disabled": True}}
@@ -166,9 +162,9 @@ class TelegramProvider(ChatProvider):
             raise self._failure(answer)
         result = found.get("result")
         if not isinstance(result, dict):
-            return Accepted(f"HTTP {answer.status}")
+            return Accepted(answer.told())
         chat, number = (result.get("chat") or {}).get("id"), result.get("message_id")
-        return Accepted(f"HTTP {answer.status} message {number}", f"{chat}/{number}")
+        return Accepted(answer.told(f"message {number}"), f"{chat}/{number}")
 
     def _failure(self, answer: Answer) -> DeliveryFailure:
         """By the description, which may hold an address and is not told itself."""
@@ -176,10 +172,8 @@ class TelegramProvider(ChatProvider):
             return UnknownOutcome(Reason.OUTCOME_UNKNOWN, f"HTTP {answer.status} with an answer that cannot be read")
         status = _status(answer)
         codes = (_description(answer), *codes_of(status))
-        rule = ERRORS.rule(*codes)
-        words = f": {rule.words}" if rule else ""
         wait = wait_of(answer, _parameters(answer).get("retry_after"), self._now())
-        return ERRORS.failure(codes, f"HTTP {status}{words}", wait)
+        return ERRORS.refusal(codes, f"HTTP {status}", wait)
 
 
 def chat_id(target: str) -> int | str:

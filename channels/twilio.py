@@ -1,17 +1,16 @@
 """SMS through Twilio's Programmable Messaging (`Messages` resource of its REST API, 2010-04-01)."""
 
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import aiohttp
 from pydantic import Field, SecretStr, model_validator
 
-from channels.classify import parse_retry_after, scrub
-from channels.http import Answer, Api, ApiOptions
-from channels.surroundings import NOWHERE, Surroundings
+from channels.classify import scrub
+from channels.http import Answer, ApiOptions, ApiProvider
+from channels.limits import check_length
 from channels.taxonomy import Meaning, Rule, Table, codes_of
-from domain.failures import DeliveryFailure, PermanentFailure
+from domain.failures import DeliveryFailure
 from domain.message import Accepted, Message
 from domain.vocabulary import Reason
 
@@ -94,23 +93,8 @@ class TwilioOptions(ApiOptions):
         return str(self.api_key), self.api_secret.get_secret_value() if self.api_secret else ""
 
 
-class TwilioProvider:
+class TwilioProvider(ApiProvider[TwilioOptions]):
     """Sends SMS over one account. Twilio takes no idempotency key: what is repeated may come twice, and is marked."""
-
-    def __init__(
-        self,
-        name: str,
-        options: TwilioOptions,
-        _: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self.name = name
-        self._options = options
-        self._now = now
-        self._api = Api(options)
-
-    def __repr__(self) -> str:
-        return f"TwilioProvider({self.name!r})"
 
     def takes(self, recipient: Mapping[str, Any]) -> bool:
         """Whoever has a number."""
@@ -123,15 +107,14 @@ class TwilioProvider:
             DeliveryFailure: as `ERRORS` says.
         """
         text = message.content["text"]
-        if len(text) > MAX_TEXT:
-            raise PermanentFailure(Reason.MESSAGE_TOO_LARGE, f"{len(text)} characters; the limit is {MAX_TEXT}")
+        check_length(len(text), MAX_TEXT)
         answer = await self._api.request(
             "POST", self._url("/Messages.json"), headers=self._authorization(), data=self._form(message, text)
         )
         if not answer.ok:
             raise self._failure(answer)
         sid = answer.document.get("sid")
-        return Accepted(f"HTTP {answer.status} {sid or ''}".strip(), sid)
+        return Accepted(answer.told(sid), sid)
 
     async def check(self) -> str:
         """Ask for the account; send nothing."""
@@ -139,10 +122,6 @@ class TwilioProvider:
         if not answer.ok:
             raise self._failure(answer)
         return f"the account is {scrub(str(answer.document.get('status', 'there')))}"
-
-    async def close(self) -> None:
-        """Close the kept connections."""
-        await self._api.close()
 
     def _url(self, path: str) -> str:
         return self._options.url(f"/2010-04-01/Accounts/{self._options.account_sid}{path}")
@@ -159,7 +138,5 @@ class TwilioProvider:
     def _failure(self, answer: Answer) -> DeliveryFailure:
         """Twilio's own code says more than the status; its words hold the number, and are left out."""
         code = str(answer.document.get("code", ""))
-        rule = ERRORS.rule(code, *codes_of(answer.status))
-        words = f": {rule.words}" if rule else ""
-        wait = parse_retry_after(answer.headers.get("Retry-After"), self._now())
-        return ERRORS.failure((code, *codes_of(answer.status)), f"HTTP {answer.status} {code}{words}", wait)
+        codes = (code, *codes_of(answer.status))
+        return ERRORS.refusal(codes, answer.told(code), answer.retry_after(self._now()))

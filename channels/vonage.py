@@ -4,19 +4,18 @@ Of Vonage's two, this one says in its answer why a message was refused, with a c
 answers 202 to nearly everything and names most of its codes in a callback only, when the attempt is long over.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import aiohttp
 from pydantic import Field, SecretStr
 
-from channels.classify import parse_retry_after, scrub
-from channels.http import Answer, Api, ApiOptions
+from channels.classify import scrub
+from channels.http import Answer, ApiOptions, ApiProvider
+from channels.limits import check_length
 from channels.segments import Encoding, segments
-from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
-from domain.failures import DeliveryFailure, PermanentFailure, UnknownOutcome
+from domain.failures import DeliveryFailure, UnknownOutcome
 from domain.message import Accepted, Message
 from domain.vocabulary import Reason
 
@@ -76,23 +75,8 @@ class VonageOptions(ApiOptions):
     callback: Annotated[str, Field(pattern=r"^https?://\S+$", max_length=100)] | None = None
 
 
-class VonageProvider:
+class VonageProvider(ApiProvider[VonageOptions]):
     """Sends SMS over one account. Vonage takes no idempotency key: what is repeated may come twice, and is marked."""
-
-    def __init__(
-        self,
-        name: str,
-        options: VonageOptions,
-        _: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self.name = name
-        self._options = options
-        self._now = now
-        self._api = Api(options)
-
-    def __repr__(self) -> str:
-        return f"VonageProvider({self.name!r})"
 
     def takes(self, recipient: Mapping[str, Any]) -> bool:
         """Whoever has a number."""
@@ -105,8 +89,7 @@ class VonageProvider:
             DeliveryFailure: as `ERRORS` says; an unknown outcome where some of its parts were taken and others not.
         """
         text = message.content["text"]
-        if len(text) > MAX_TEXT:
-            raise PermanentFailure(Reason.MESSAGE_TOO_LARGE, f"{len(text)} characters; the limit is {MAX_TEXT}")
+        check_length(len(text), MAX_TEXT)
         answer = await self._api.request(
             "POST", self._options.url("/sms/json"), headers=self._authorization(), data=self._form(message, text)
         )
@@ -115,19 +98,15 @@ class VonageProvider:
         if not answer.ok or len(taken) < len(parts) or not parts:
             raise self._failure(answer, parts, len(taken))
         reference = taken[0].get("message-id")
-        return Accepted(scrub(f"HTTP {answer.status} {reference or ''}"), reference)
+        return Accepted(scrub(answer.told(reference)), reference)
 
     async def check(self) -> str:
         """Ask for the account's balance; send nothing."""
         url = self._options.url("/account/get-balance")
         answer = await self._api.request("GET", url, headers=self._authorization())
         if not answer.ok:
-            raise ERRORS.failure(codes_of(answer.status), f"HTTP {answer.status}")
+            raise ERRORS.failure(codes_of(answer.status), answer.told())
         return f"the account has a balance of {scrub(str(answer.document.get('value', 'unknown')))} EUR"
-
-    async def close(self) -> None:
-        """Close the kept connections."""
-        await self._api.close()
 
     def _authorization(self) -> Mapping[str, str]:
         login = aiohttp.encode_basic_auth(self._options.api_key, self._options.api_secret.get_secret_value())
@@ -152,10 +131,7 @@ class VonageProvider:
             told = f"{taken} of {len(parts)} parts were taken, another was refused with status {code}"
             return UnknownOutcome(Reason.OUTCOME_UNKNOWN, told)
         codes = (code, *codes_of(answer.status))
-        rule = ERRORS.rule(*codes)
-        words = f": {rule.words}" if rule else ""
-        wait = parse_retry_after(answer.headers.get("Retry-After"), self._now())
-        return ERRORS.failure(codes, f"HTTP {answer.status} status {code}{words}", wait)
+        return ERRORS.refusal(codes, answer.told(f"status {code}"), answer.retry_after(self._now()))
 
 
 def _parts(answer: Answer) -> Sequence[Mapping[str, Any]]:

@@ -8,8 +8,7 @@ import base64
 import binascii
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
 import aiohttp
@@ -19,7 +18,8 @@ from standardwebhooks import Webhook
 from channels.classify import connection_failure, http_failure
 from channels.endpoints import EndpointHealth
 from channels.guard import address_refused, guarded_session
-from channels.http import tracing
+from channels.http import Progress, tracing, utc_now
+from channels.limits import check_length
 from channels.mailbox import CONTROL
 from channels.surroundings import NOWHERE, Surroundings
 from domain.duration import Duration
@@ -93,13 +93,6 @@ class WebhookOptions(BaseModel):
         return (self.secret, *self.secrets) if self.secret is not None else self.secrets
 
 
-@dataclass(slots=True)
-class _Progress:
-    """How far a request has come."""
-
-    sent: bool = False
-
-
 class WebhookProvider:
     """Posts to each recipient's own URL."""
 
@@ -108,7 +101,7 @@ class WebhookProvider:
         name: str,
         options: WebhookOptions,
         surroundings: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self.name = name
         self._options = options
@@ -133,9 +126,7 @@ class WebhookProvider:
             UnknownOutcome: the request was on its way and no answer came.
         """
         body = message.content.get("payload", "")
-        if len(body.encode()) > self._options.max_body_bytes:
-            detail = f"{len(body.encode())} bytes; the limit is {self._options.max_body_bytes}"
-            raise PermanentFailure(Reason.MESSAGE_TOO_LARGE, detail)
+        check_length(len(body.encode()), self._options.max_body_bytes, "bytes")
         url = str(message.recipient.get("webhook", ""))
         answer = await self._outcome(url, body, self._headers(message, body))
         if isinstance(answer, DeliveryFailure):
@@ -159,7 +150,7 @@ class WebhookProvider:
 
     async def _outcome(self, url: str, body: str, headers: Mapping[str, str]) -> str | DeliveryFailure:
         """Post; the answer in a line, or what it or the error on the way means."""
-        progress = _Progress()
+        progress = Progress()
         try:
             async with self._open().post(
                 url, data=body.encode(), headers=headers, allow_redirects=False, trace_request_ctx=progress

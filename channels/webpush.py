@@ -10,8 +10,7 @@ import binascii
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
 import http_ece
@@ -24,13 +23,13 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     derive_private_key,
     generate_private_key,
 )
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-from pydantic import Field, SecretStr, model_validator
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pydantic import Field
 from yarl import URL
 
-from channels.classify import parse_retry_after
-from channels.http import Answer, ConnectionOptions, GuardedApi
-from channels.push import MAX_TTL, Push, TimeToLive, push_of, size_refused, takes_target
+from channels.http import Answer, ApiProvider, GuardedApi, utc_now
+from channels.limits import check_length
+from channels.push import Push, SignedOptions, push_of, takes_target
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
 from domain.failures import DeliveryFailure, PermanentFailure
@@ -84,46 +83,27 @@ ERRORS: Final = Table(
 )
 
 
-class WebPushOptions(ConnectionOptions):
+class WebPushOptions(SignedOptions):
     """Settings of one application server, which is what a site is to push services.
 
     Attributes:
-        private_key: VAPID's: in PEM, or the 32 bytes in base64url as `web-push generate-vapid-keys` prints them; or
-            `private_key_file`, where it is. The site subscribes with its public half (`applicationServerKey`).
+        private_key: VAPID's: also as the 32 bytes in base64url that `web-push generate-vapid-keys` prints. The site
+            subscribes with its public half (`applicationServerKey`).
         subject: whom a push service may write to: a `mailto:` or `https:` URL.
-        ttl: how long a message is kept for a browser that is away, if its content does not say.
         allow_private: whether private and loopback addresses may be called, and without TLS.
     """
 
-    private_key: SecretStr | None = None
-    private_key_file: Path | None = None
+    KEY = "a P-256 key, in PEM form or its 32 bytes in base64url"
     subject: Annotated[str, Field(pattern=r"^(?:mailto:[^\s@]+@[^\s@]+|https://\S+)$")]
-    ttl: TimeToLive = MAX_TTL
     allow_private: bool = False
 
-    @model_validator(mode="after")
-    def _complete(self) -> "WebPushOptions":
-        if (self.private_key is None) == (self.private_key_file is None):
-            raise ValueError("needs private_key or private_key_file, one of them")
-        self.key()
-        return self
-
-    def key(self) -> EllipticCurvePrivateKey:
-        """The signing key.
-
-        Raises:
-            ValueError: it cannot be read, or is none.
-        """
-        given = "private_key" if self.private_key else "private_key_file"
-        try:
-            return _private_key(self._text())
-        except (OSError, ValueError, TypeError):
-            raise ValueError(f"{given} should be a P-256 key, in PEM form or its 32 bytes in base64url") from None
-
-    def _text(self) -> str:
-        if self.private_key is not None:
-            return self.private_key.get_secret_value().replace("\\n", "\n")
-        return self.private_key_file.read_text(encoding="ascii") if self.private_key_file else ""
+    def _read(self, text: str) -> EllipticCurvePrivateKey:
+        if "BEGIN" in text:
+            return super()._read(text)
+        number = _unbase64url(text.strip())
+        if len(number) != 32:
+            raise ValueError("is not of 32 bytes")
+        return derive_private_key(int.from_bytes(number), SECP256R1())
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +147,7 @@ class Vapid:
         return token
 
 
-class WebPushProvider:
+class WebPushProvider(ApiProvider[WebPushOptions]):
     """Sends to browsers, whichever push service theirs is.
 
     The protocol has no idempotency key: what is repeated may come twice, is marked, and takes its own first copy's
@@ -179,16 +159,10 @@ class WebPushProvider:
         name: str,
         options: WebPushOptions,
         _: Surroundings = NOWHERE,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
-        self.name = name
-        self._options = options
-        self._now = now
+        super().__init__(name, options, now=now, api=GuardedApi(options, allow_private=options.allow_private))
         self._vapid = Vapid(options, now)
-        self._services = GuardedApi(options, allow_private=options.allow_private)
-
-    def __repr__(self) -> str:
-        return f"WebPushProvider({self.name!r})"
 
     def takes(self, recipient: Mapping[str, Any]) -> bool:
         """A device whose target says `webpush`, or this provider's name."""
@@ -203,9 +177,8 @@ class WebPushProvider:
         push = push_of(message)
         subscription = subscription_of(push.token, secure=not self._options.allow_private)
         body = _payload(push)
-        if len(body) > MAX_PAYLOAD:
-            raise size_refused(len(body), MAX_PAYLOAD)
-        answer = await self._services.request(
+        check_length(len(body), MAX_PAYLOAD, "bytes")
+        answer = await self._api.request(
             "POST",
             str(subscription.endpoint),
             headers=self._headers(push, subscription.origin),
@@ -214,15 +187,11 @@ class WebPushProvider:
         if not answer.ok:
             raise self._failure(answer)
         location = answer.headers.get("Location")
-        return Accepted(f"HTTP {answer.status}", location[:MAX_REFERENCE] if location else None)
+        return Accepted(answer.told(), location[:MAX_REFERENCE] if location else None)
 
     async def check(self) -> str:
         """There is no server to reach: each subscription has its own."""
         return "the VAPID key can sign; each subscription names its own push service"
-
-    async def close(self) -> None:
-        """Close the kept connections."""
-        await self._services.close()
 
     def _headers(self, push: Push, origin: str) -> Mapping[str, str]:
         headers = {
@@ -235,11 +204,7 @@ class WebPushProvider:
         return headers | ({"Urgency": push.priority} if push.priority else {})
 
     def _failure(self, answer: Answer) -> DeliveryFailure:
-        codes = codes_of(answer.status)
-        rule = ERRORS.rule(*codes)
-        words = f": {rule.words}" if rule else ""
-        wait = parse_retry_after(answer.headers.get("Retry-After"), self._now())
-        return ERRORS.failure(codes, f"HTTP {answer.status}{words}", wait)
+        return ERRORS.refusal(codes_of(answer.status), answer.told(), answer.retry_after(self._now()))
 
 
 def subscription_of(text: str, *, secure: bool = True) -> Subscription:
@@ -302,23 +267,6 @@ def _topic(push: Push) -> str:
 
 def _no_subscription(why: str) -> PermanentFailure:
     return PermanentFailure(Reason.BAD_ADDRESS, f"the token {why}")
-
-
-def _private_key(text: str) -> EllipticCurvePrivateKey:
-    """In PEM, or as 32 bytes in base64url.
-
-    Raises:
-        ValueError: it is no key, or one of another curve.
-    """
-    if "BEGIN" not in text:
-        number = _unbase64url(text.strip())
-        if len(number) != 32:
-            raise ValueError("is not of 32 bytes")
-        return derive_private_key(int.from_bytes(number), SECP256R1())
-    found = load_pem_private_key(text.encode(), None)
-    if not isinstance(found, EllipticCurvePrivateKey) or not isinstance(found.curve, SECP256R1):
-        raise ValueError("is no P-256 key")
-    return found
 
 
 def _point(key: EllipticCurvePublicKey) -> bytes:

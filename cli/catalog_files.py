@@ -59,7 +59,7 @@ def load_catalog(paths: Sequence[Path]) -> Catalog:
 
     Hidden files and folders are left out. Reading goes on after a fault, so that all are told at once.
     """
-    catalog, renderer = Catalog(), TemplateRenderer()
+    catalog, renderer = Catalog(), TemplateRenderer(strict=True)
     seen: set[Path] = set()
     for path in paths:
         files = list(_files(path, catalog))
@@ -344,8 +344,14 @@ class _Reading:
 
     def _doubt(self, definition: Definition) -> None:
         for channel, content in definition.contents.items():
-            for name in self.renderer.missing(channel, content, dict.fromkeys(_guaranteed(definition))):
+            known = dict.fromkeys(_guaranteed(definition))
+            for name in self.renderer.missing(channel, content, known):
                 self._warn(f"channels.{channel}", f"uses {name}, which is not required: {_CONSEQUENCE}")
+                known[name] = None
+            for tag in content.get(LOCALES) or ():
+                for name in self.renderer.missing(channel, content, known, tag):
+                    place = f"channels.{channel}.{LOCALES}.{tag}"
+                    self._warn(place, f"uses {name}, which is not required: {_CONSEQUENCE_THERE}")
 
     def _keep(self, definition: Definition) -> None:
         name = definition.name
@@ -366,6 +372,7 @@ class _Reading:
 
 
 _CONSEQUENCE = "an event without it is not delivered (template_error)"
+_CONSEQUENCE_THERE = "an event without it is not delivered to recipients of this locale (template_error)"
 
 
 def _guaranteed(definition: Definition) -> Iterable[str]:

@@ -12,6 +12,7 @@ from cli.failures import BadInput, CommandGroup
 from cli.options import (
     DeadState,
     DeadStateOption,
+    IdOption,
     JsonOption,
     Parked,
     ParkedOption,
@@ -52,6 +53,7 @@ def list_(
     type_: TypeOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    ids: IdOption = None,
     state: DeadStateOption = DeadState.FAILED,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the oldest first.")] = 50,
     body: Annotated[bool, typer.Option("--body", help="With --json: also the events' bodies.")] = False,
@@ -65,7 +67,7 @@ def list_(
       $ notipy dead list --channel email --reason timeout --since 2h
       $ notipy dead list --channel events --json --body
     """
-    chosen = _chosen(channel, reason, source, type_, since, until, state, limit)
+    chosen = _chosen(channel, reason, source, type_, since, until, state, limit, ids)
     settings = load(ctx)
     above = False
     if not chosen.messages:
@@ -87,6 +89,7 @@ def replay(
     type_: TypeOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    ids: IdOption = None,
     state: DeadStateOption = DeadState.FAILED,
     limit: LimitOption = None,
     dry_run: DryRunOption = False,
@@ -97,13 +100,17 @@ def replay(
     Each is replayed once, even by two operators at the same time. Without --channel: the deliveries of every channel,
     and no events or receipts.
 
+    One whose address is suppressed is left alone; but not the one whose own refusal has suppressed it. If its replay is
+    sent, the address is used again; until then it stays suppressed for all others.
+
     [bold]Examples[/]
 
       $ notipy dead replay --channel email --reason connection_refused --since 2h --dry-run
       $ notipy dead replay --channel email --limit 100
       $ notipy dead replay --channel events --source shop
+      $ notipy dead replay --channel receipts --id 5feceb66ffc86f38
     """
-    chosen = _chosen(channel, reason, source, type_, since, until, state, limit)
+    chosen = _chosen(channel, reason, source, type_, since, until, state, limit, ids)
     _treat(load(ctx), chosen, "replayed", dry_run, as_json)
 
 
@@ -116,6 +123,7 @@ def drop(
     type_: TypeOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    ids: IdOption = None,
     state: DeadStateOption = DeadState.FAILED,
     limit: LimitOption = None,
     dry_run: DryRunOption = False,
@@ -132,7 +140,7 @@ def drop(
       $ notipy dead drop --channel sms --reason bad_address --dry-run
       $ notipy dead drop --channel events --until 30d --yes
     """
-    chosen = _chosen(channel, reason, source, type_, since, until, state, limit)
+    chosen = _chosen(channel, reason, source, type_, since, until, state, limit, ids)
     settings = load(ctx)
     if not dry_run and not yes:
         _confirm(settings, chosen)
@@ -148,6 +156,7 @@ def _chosen(
     until: datetime | None,
     state: DeadState,
     limit: int | None,
+    ids: list[str] | None,
 ) -> "Chosen":
     from cli.parked import Chosen
     from domain.ports import DeadFilter
@@ -158,7 +167,7 @@ def _chosen(
         raise typer.BadParameter(f"goes with deliveries, not with --channel {channel}", param_hint="--state")
     own = Channel(channel) if channel and not messages else None
     chosen = DeadFilter(State(state), own, reason, source, type_, since, until)
-    return Chosen(channel is Parked.EVENTS, chosen, limit, channel is Parked.RECEIPTS)
+    return Chosen(channel is Parked.EVENTS, chosen, limit, channel is Parked.RECEIPTS, tuple(ids or ()))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -167,11 +176,12 @@ def _chosen(
 
 
 async def _deliveries(settings: "Settings", chosen: "Chosen") -> "tuple[Sequence[Delivery], int]":
+    from cli.parked import dead_deliveries
     from cli.session import storage
 
     async with storage(settings) as stores:
-        found = [delivery async for delivery in stores.deliveries.dead(chosen.filter, chosen.limit)]
-        return found, await stores.deliveries.count_dead(chosen.filter)
+        found = [delivery async for delivery in dead_deliveries(stores.deliveries, chosen)]
+        return found, len(found) if chosen.ids else await stores.deliveries.count_dead(chosen.filter)
 
 
 async def _events(settings: "Settings", chosen: "Chosen") -> "tuple[Sequence[DeadEvent], int]":
@@ -227,10 +237,7 @@ def _print_events(
         columns = (Column(f"dead {what}"), Column("key"), Column("reason"), Column("parked", rank=1))
         print_table(
             (*columns, Column("faults", rank=2)),
-            [
-                (e.message_id or "-", e.routing_key or "-", e.reason, time_text(e.parked_at), faults_told(e))
-                for e in events
-            ],
+            [(e.id, e.routing_key or "-", e.reason, time_text(e.parked_at), faults_told(e)) for e in events],
         )
     elif not total:
         hint(f"No dead {what}s.")
@@ -303,6 +310,10 @@ async def _carry_out(settings: "Settings", chosen: "Chosen", action: str, dry_ru
 
 def _print_done(done: "Done", action: str, dry_run: bool, what: str) -> None:
     say(f"{what} {'would be ' if dry_run else ''}{action}.")
+    if done.refused:
+        say(
+            f"{done.refused:,} of them to an address that its own refusal has suppressed: used again once this is sent."
+        )
     for why, number in done.skipped.most_common():
         say(f"{counted(number, 'other')} left alone: {why}.")
     if done.removed:

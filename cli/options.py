@@ -56,7 +56,10 @@ ReasonOption = Annotated[
 SourceOption = Annotated[str | None, typer.Option("--source", help="Only events of this source, e.g. shop.")]
 TypeOption = Annotated[str | None, typer.Option("--type", help="Only events of this type, e.g. order.shipped.")]
 
-
+IdOption = Annotated[
+    list[str] | None,
+    typer.Option("--id", metavar="ID", help="Only this one, as `dead list` names it; may be given several times."),
+]
 _TIME = "2026-11-22T17:00:00Z, 2026-11-22, or how long ago (2h, 7d)."
 SinceOption = Annotated[
     datetime | None, typer.Option("--since", parser=read_time, metavar="TIME", help=f"Dead since: {_TIME}")

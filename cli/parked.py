@@ -25,6 +25,7 @@ from domain.delivery import Delivery
 from domain.operate import Refused
 from domain.ports import DeadFilter
 from domain.vocabulary import Channel, Reason, State
+from storage.deliveries import MongoDeliveries
 from storage.leadership import MongoLeadership
 
 CONCURRENCY = 50
@@ -33,12 +34,17 @@ CONCURRENCY = 50
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Which dead letters are meant: events, receipts, or the deliveries of a filter; at most `limit`."""
+    """Which dead letters are meant: events, receipts, or the deliveries of a filter; at most `limit`.
+
+    Attributes:
+        ids: these of them alone; none: all.
+    """
 
     events: bool
     filter: DeadFilter
     limit: int | None
     receipts: bool = False
+    ids: tuple[str, ...] = ()
 
     @property
     def messages(self) -> bool:
@@ -50,14 +56,24 @@ class Chosen:
         """Where that stands."""
         return DEAD_RECEIPTS if self.receipts else DEAD_EVENTS
 
+    def means(self, event: DeadEvent) -> bool:
+        """Whether it means this event, or receipt."""
+        return meant(event, self.filter) and (not self.ids or event.id in self.ids)
+
 
 @dataclass(slots=True)
 class Done:
-    """What was done, and what was left alone and why. `removed`: messages cleared from the dead-letter queues."""
+    """What was done, and what was left alone and why.
+
+    Attributes:
+        removed: messages cleared from the dead-letter queues.
+        refused: how many were replayed whose own refusal has suppressed their address.
+    """
 
     treated: int = 0
     failed: int = 0
     removed: int = 0
+    refused: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
 
@@ -87,8 +103,31 @@ async def count(core: Core, chosen: Chosen) -> int:
     """How many there are, up to the limit."""
     if chosen.messages:
         return (await list_events(core, replace(chosen, limit=0)))[1]
+    if chosen.ids:
+        return len([None async for _ in dead_deliveries(core.deliveries, chosen)])
     found = await core.deliveries.count_dead(chosen.filter)
     return min(found, chosen.limit or found)
+
+
+async def dead_deliveries(deliveries: MongoDeliveries, chosen: Chosen) -> AsyncIterator[Delivery]:
+    """The deliveries that are meant, those that have been dead for longest first; or in the order of their ids."""
+    if not chosen.ids:
+        async for delivery in deliveries.dead(chosen.filter, chosen.limit):
+            yield delivery
+        return
+    for name in dict.fromkeys(chosen.ids[: chosen.limit]):
+        found = await deliveries.get(name)
+        if found is not None and _is_meant(found, chosen.filter):
+            yield found
+
+
+def _is_meant(delivery: Delivery, chosen: DeadFilter) -> bool:
+    wanted = {name: getattr(chosen, name) for name in ("state", "channel", "reason", "source", "type")}
+    return (
+        all(value is None or getattr(delivery, name) == value for name, value in wanted.items())
+        and (chosen.since is None or delivery.updated_at >= chosen.since)
+        and (chosen.until is None or delivery.updated_at <= chosen.until)
+    )
 
 
 async def treat(core: Core, chosen: Chosen, action: str, report: Report, *, dry_run: bool) -> Done:
@@ -138,21 +177,24 @@ def _operation(
             done.skipped[after.why] += 1
             report.skipped(id=delivery.id, why=after.why)
         else:
-            _treated(done, report, after, action)
+            _treated(done, report, after, action, suppressed=delivery.last_change.address_suppressed)
         advance(1)
 
     return one
 
 
-def _treated(done: Done, report: Report, delivery: Delivery, action: str) -> None:
+def _treated(done: Done, report: Report, delivery: Delivery, action: str, *, suppressed: bool) -> None:
+    """`suppressed`: its refusal has cost its address its use, which a replay that is sent gives back."""
     done.treated += 1
+    done.refused += suppressed and action == "replayed"
     about = f"{delivery.id}  {delivery.channel}  {delivery.reason}  {delivery.source}/{delivery.event_id}"
-    report.treated(about, id=delivery.id, action=action, channel=str(delivery.channel), epoch=delivery.epoch)
+    record = {"channel": str(delivery.channel), "epoch": delivery.epoch, "address_suppressed": suppressed}
+    report.treated(about, id=delivery.id, action=action, **record)
 
 
 async def _each(core: Core, chosen: Chosen, operation: Operation) -> None:
     """The operation on every chosen delivery, a few at a time; no more of them are held than that."""
-    deliveries = core.deliveries.dead(chosen.filter, chosen.limit)
+    deliveries = dead_deliveries(core.deliveries, chosen)
     turn = asyncio.Lock()
 
     async def work() -> None:
@@ -222,7 +264,7 @@ async def list_events(core: Core, chosen: Chosen) -> tuple[list[DeadEvent], int]
 
     async def look(batch: Sequence[AbstractIncomingMessage]) -> Sequence[bool]:
         nonlocal total
-        matching = [event for event in map(dead_event, batch) if meant(event, chosen.filter)]
+        matching = [event for event in map(dead_event, batch) if chosen.means(event)]
         total += len(matching)
         found.extend(matching if chosen.limit is None else matching[: max(0, chosen.limit - len(found))])
         return [False] * len(batch)
@@ -235,16 +277,16 @@ async def _treat_events(core: Core, chosen: Chosen, action: str, report: Report,
     done = Done()
 
     async def one(event: DeadEvent) -> bool:
-        if not meant(event, chosen.filter) or (chosen.limit is not None and done.treated >= chosen.limit):
+        if not chosen.means(event) or (chosen.limit is not None and done.treated >= chosen.limit):
             return False
         key = _own_key(event) if chosen.receipts else key_of(event)
         if action == "replayed" and isinstance(key, Refused):
             done.skipped[key.why] += 1
-            report.skipped(message_id=event.message_id, why=key.why)
+            report.skipped(id=event.id, message_id=event.message_id, why=key.why)
             return False
         done.treated += 1
-        about = f"{event.message_id or '-'}  {event.routing_key or '-'}  {event.reason}"
-        report.treated(about, message_id=event.message_id, action=action, routing_key=event.routing_key)
+        about = f"{event.id}  {event.routing_key or '-'}  {event.reason}"
+        report.treated(about, id=event.id, message_id=event.message_id, action=action, routing_key=event.routing_key)
         if isinstance(key, str) and action == "replayed" and not dry_run:
             if chosen.receipts:
                 await core.publisher.receipt(key, event.body, event.content_type)
@@ -306,6 +348,7 @@ def event_record(event: DeadEvent, *, body: bool, channel: str = "events") -> di
     """The event, or the receipt, as `--json` prints it; `detail` is a list of faults."""
     return {
         "channel": channel,
+        "id": event.id,
         "message_id": event.message_id,
         "routing_key": event.routing_key,
         "reason": event.reason,

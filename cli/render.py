@@ -104,7 +104,7 @@ def rendered(
         raise CommandFailed(f"{definition.name} has no {channel}.", f"It has: {', '.join(definition.channels)}.")
     whom = _recipient(recipient)
     renderer, content = TemplateRenderer(), definition.contents[channel]
-    if faults := _data_faults(definition, data, renderer.missing(channel, content, data)):
+    if faults := _data_faults(definition, data, renderer.missing(channel, content, data, whom.get("locale"))):
         raise CommandFailed("The data cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
     try:
         return renderer.render(channel, content, _context(definition, data, whom))

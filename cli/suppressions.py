@@ -148,6 +148,7 @@ def record_of(entry: "Suppression") -> dict[str, object]:
         "source": entry.source,
         "since": entry.since,
         "expires_at": entry.expires_at,
+        "delivery": entry.delivery,
     }
 
 

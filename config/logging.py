@@ -11,7 +11,9 @@ import structlog
 
 from config.settings import LoggingSettings
 
-_QUIET = ("aio_pika", "aiormq", "pymongo", "faststream", "aiohttp.access", "asyncio")
+QUIET = ("aio_pika", "aiormq", "pymongo", "faststream", "aiohttp.access", "asyncio")
+"""They tell of every reconnection many times over, our own events and the page do so once; and what some of them tell
+has addresses and contents in it."""
 
 
 class _StandardError:
@@ -56,7 +58,7 @@ def configure_logging(settings: LoggingSettings, **bound: Any) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
-    for name in _QUIET:  # they tell of every reconnection many times over; our own events and the page do so once
+    for name in QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

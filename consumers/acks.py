@@ -6,16 +6,18 @@ RabbitMQ hands each acknowledgement of a quorum queue to its log; one of `multip
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Protocol
 
 import structlog
 
 from domain.failures import place_of
+from domain.group_commit import enough
 
 log = structlog.get_logger()
-GATHER_SECONDS = 0.002
-"""That a settled message waits for others to be acknowledged with it; far below the time that its prefetch lasts."""
-STRAGGLER_ROUNDS = 5
+GATHER_SECONDS = 0.02
+"""That a settled message waits for others to be acknowledged with it, unless there are enough of them before."""
+STRAGGLER_ROUNDS = 1
 """Rounds that a settled message waits for one before it that is not; then it is acknowledged alone."""
 
 
@@ -37,10 +39,17 @@ class Acks:
 
     Everything up to `_floor` is settled, so one `multiple` covers it. What is settled beyond (`_beyond`) waits for the
     gap to close; if that takes long it is acknowledged alone, and its number kept (`_alone`) until the gap closes.
+
+    Args:
+        channel: the channel.
+        prefetch: messages that the broker hands out at most before one is acknowledged: where half as many are settled,
+            they wait for no others, also behind one that takes long.
     """
 
-    def __init__(self, channel: AmqpChannel) -> None:
+    def __init__(self, channel: AmqpChannel, prefetch: int) -> None:
         self.channel = channel
+        self._enough, self._many = enough(prefetch), max(1, prefetch // 2)
+        self._fresh, self._plenty = 0, asyncio.Event()
         self._floor = 0
         self._last, self._covered = 0, 0
         self._beyond: dict[int, int] = {}
@@ -59,9 +68,12 @@ class Acks:
         self._open += 1
 
     def settled(self, tag: int) -> None:
-        """The message may be acknowledged; that happens within milliseconds, unless they are held."""
+        """The message may be acknowledged; that happens within some 40 ms, unless they are held."""
         self._beyond[tag] = 0
+        self._fresh += 1
         self._advance()
+        if self._urgent:
+            self._plenty.set()
         if self._flushing is None and not self._held:
             self._flushing = asyncio.create_task(self._flush_until_done())
 
@@ -102,17 +114,32 @@ class Acks:
 
     async def _flush_until_done(self) -> None:
         try:
-            while not self._held and not self.channel.is_closed and self._pending():
-                await asyncio.sleep(GATHER_SECONDS)
-                await self._prefix()
-                await self._stragglers()
+            while self._wanted():
+                await self._gather()
+                if self._wanted():  # it may have been held meanwhile
+                    await self._prefix()
+                    await self._stragglers()
         except Exception as error:  # noqa: BLE001 - the channel is gone, and the broker hands its messages out again
             log.warning("messages.not_acknowledged", error=place_of(error))
         finally:
             self._flushing = None
 
-    def _pending(self) -> bool:
-        return self._covered > 0 or bool(self._beyond)
+    async def _gather(self) -> None:
+        if not self._urgent:
+            self._plenty.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GATHER_SECONDS):
+                    await self._plenty.wait()
+        self._fresh = 0
+
+    @property
+    def _urgent(self) -> bool:
+        """Whether there are enough to share a frame, or so many that the broker may soon hand out no other."""
+        return self._fresh >= self._enough or self._covered + len(self._beyond) >= self._many
+
+    def _wanted(self) -> bool:
+        pending = self._covered > 0 or bool(self._beyond)
+        return pending and not self._held and not self.channel.is_closed
 
     async def _prefix(self) -> None:
         if self._covered:

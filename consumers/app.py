@@ -123,7 +123,8 @@ async def open_core(
         connection = await _connect(settings, wait, f"notipy {role} publish")
         stack.push_async_callback(connection.close)
         topology = Topology(tuple(settings.channels), settings.retry_tiers)
-        publisher = Publisher(connection, topology, settings.status.publish, settings.dispatch.together)
+        fewest = min((channel.concurrency for channel in settings.channels.values()), default=1)
+        publisher = Publisher(connection, topology, settings.status.publish, settings.dispatch.together, fewest)
         publisher.on_outage = told_seldom("broker.publish_waits", BROKER_ADVICE)
         publisher.on_refused = lambda key: log.warning("status.refused", key=key)
         await publisher.open()
@@ -189,7 +190,9 @@ async def _connect(settings: Settings, wait: bool, name: str) -> AbstractRobustC
 
 def surroundings_of(core: Core) -> Surroundings:
     """What providers may use of this process."""
-    return Surroundings(publish=core.publisher.outside, endpoints=MongoEndpoints(core.database), inbox=core.inbox)
+    return Surroundings(
+        publish=core.publisher.outside.publish, endpoints=MongoEndpoints(core.database), inbox=core.inbox
+    )
 
 
 def providers_of(settings: Settings, surroundings: Surroundings = NOWHERE) -> dict[Channel, tuple[Provider, ...]]:
@@ -402,7 +405,7 @@ class Application:
             now=core.now,
             lease=core.settings.lease,
             overdue=core.settings.sweeper.overdue,
-            on_failover=lambda settled: tell(self.metrics, settled),
+            on_failover=self._failpoints.failover(lambda settled: tell(self.metrics, settled)),
         )
 
     def _sweeper(self) -> Sweeper:

@@ -5,6 +5,7 @@ could not be used stand in their queue alone.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,8 @@ ACKS_AT_ONCE = 16
 """Half of what RabbitMQ takes before it stashes them (`quorum_commands_soft_limit`)."""
 GIVEN_BACK_WITHIN = 3.0
 """Seconds to wait for the messages that were kept to be ready again."""
+DIGITS = 16
+"""Of a digest that stands for a message: with it, no two of a million are likely to be taken for one another."""
 Decide = Callable[[Sequence[AbstractIncomingMessage]], Awaitable[Sequence[bool]]]
 
 
@@ -40,6 +43,11 @@ class DeadEvent:
     size: int
     body: bytes
     content_type: str | None = None
+
+    @property
+    def id(self) -> str:
+        """By which an operator names it: the message's own, or a digest of the body of one that came without."""
+        return self.message_id or hashlib.sha256(self.body).hexdigest()[:DIGITS]
 
 
 def dead_event(message: AbstractIncomingMessage) -> DeadEvent:

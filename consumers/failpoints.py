@@ -1,17 +1,18 @@
 """Failpoints: a process that kills or stops itself at a named boundary, for tests of failures.
 
-They are wrappers around the ports and the handlers, put in place by the composition root when the setting
+They are wrappers around the ports, the handlers and a callback, put in place by the composition root when the setting
 `failpoints` names some, and only then: unset, they cost nothing. The chaos suite (tests/chaos) sets them.
 
-| name        | passed when                                                                            |
-| ----------- | -------------------------------------------------------------------------------------- |
-| `received`  | a message has been received, and nothing done about it                                 |
-| `stored`    | an event is stored, or deliveries are, and nothing is dispatched yet                   |
-| `published` | a follow-up (dispatch, retry, dead letter) is confirmed, its cause not acknowledged    |
-| `claimed`   | an attempt is claimed, and nothing sent                                                |
-| `sending`   | the provider is about to be called, the message rendered                               |
-| `sent`      | the provider has accepted it, and nothing is recorded                                  |
-| `recorded`  | the outcome is recorded, its follow-up not published and its message not acknowledged  |
+| name          | passed when                                                                            |
+| ------------- | -------------------------------------------------------------------------------------- |
+| `received`    | a message has been received, and nothing done about it                                 |
+| `stored`      | an event is stored, or deliveries are, and nothing is dispatched yet                   |
+| `published`   | a follow-up (dispatch, retry, dead letter) is confirmed, its cause not acknowledged    |
+| `claimed`     | an attempt is claimed, and nothing sent                                                |
+| `sending`     | the provider is about to be called, the message rendered                               |
+| `sent`        | the provider has accepted it, and nothing is recorded                                  |
+| `recorded`    | the outcome is recorded, its follow-up not published and its message not acknowledged  |
+| `failed_over` | a provider's fault is recorded, and the attempt of the next one not claimed            |
 """
 
 import os
@@ -25,7 +26,7 @@ from domain.ports import Provider
 
 T = TypeVar("T")
 Handler = Callable[[Any], Awaitable[None]]
-NAMES = ("received", "stored", "published", "claimed", "sending", "sent", "recorded")
+NAMES = ("received", "stored", "published", "claimed", "sending", "sent", "recorded", "failed_over")
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 _STORES = {"add": "stored"}
 _DELIVERIES = {"add": "stored", "claim": "claimed", "record": "recorded"}
@@ -67,6 +68,18 @@ class Failpoints:
             await handle(message)
 
         return handling
+
+    def failover(self, told: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Pass `failed_over` when it has been told that another provider takes over."""
+        point = self.points.get("failed_over")
+        if point is None:
+            return told
+
+        def telling(settled: Any) -> None:
+            told(settled)
+            point.passed()
+
+        return telling
 
     def events(self, events: T) -> T:
         """Pass `stored` after each event that is new."""

@@ -157,11 +157,19 @@ class Consumer:
         subscriber._consumer_tag = await subscriber._queue_obj.consume(subscriber.consume)
 
     async def _quiet(self) -> None:
+        """Until nothing has come for a moment. Of a consumer that holds nothing, the last one counts."""
+        if not self._holding and time.monotonic() - self._heard_at > QUIET_SECONDS:
+            return
         deadline = time.monotonic() + QUIET_WITHIN
         before = -1
         while before != self._arrived and not self._full and time.monotonic() < deadline:
             before = self._arrived
             await asyncio.sleep(QUIET_SECONDS)
+
+    @property
+    def _holding(self) -> bool:
+        """Whether there are messages that have come and are not acknowledged."""
+        return self._acks is not None and self._acks.open > 0
 
     @property
     def _full(self) -> bool:
@@ -197,7 +205,7 @@ class Consumer:
     def _acks_of(self, channel: AckedChannel) -> Acks:
         """Those of the channel over which a message has just come: one that was restored counts anew."""
         if self._acks is None or self._acks.channel is not channel:
-            self._acks = Acks(channel)
+            self._acks = Acks(channel, self.subscription.concurrency)
         return self._acks
 
 

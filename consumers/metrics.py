@@ -5,6 +5,7 @@ No label holds an id, an address or anything else without bound.
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from typing import assert_never
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -13,6 +14,7 @@ from domain.accept import Accepted, Duplicate, Rejected, Unmatched, Verdict
 from domain.audit import Kind
 from domain.deliver import HeldBack, Late, NotClaimed, Result, Settled
 from domain.delivery import Delivery
+from domain.outcome import Sent
 from domain.sweep import Swept
 from domain.vocabulary import IN_FLIGHT, Channel, Reason, State, SuppressionReason
 
@@ -37,27 +39,36 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"notipy_{name}", text, labels, buckets=buckets, registry=registry)
 
-        self._events = counter("events", "Events by what became of them.", "outcome", "reason")
-        self._deliveries = counter("deliveries", "Deliveries that reached a final state.", *_OUTCOME)
-        self._attempts = counter("attempts", "Attempts by the state that they led to.", *_OUTCOME)
+        # of what is counted with each message, the metric of each combination of labels is looked up once
+        self._events = cache(counter("events", "Events by what became of them.", "outcome", "reason").labels)
+        self._deliveries = cache(counter("deliveries", "Deliveries that reached a final state.", *_OUTCOME).labels)
+        self._attempts = cache(counter("attempts", "Attempts by the state that they led to.", *_OUTCOME).labels)
         self._not_claimed = counter(
             "not_claimed", "Work orders that somebody else had or had decided; harmless.", "channel", "why"
         )
-        self._dispatches = counter("dispatches", "Messages published to the channels' queues.", "channel", "lane")
-        self._dispatched = counter(
-            "dispatched_deliveries", "Deliveries in those messages; under load several share one.", "channel", "lane"
+        self._dispatches = cache(
+            counter("dispatches", "Messages published to the channels' queues.", "channel", "lane").labels
+        )
+        self._dispatched = cache(
+            counter(
+                "dispatched_deliveries",
+                "Deliveries in those messages; under load several share one.",
+                "channel",
+                "lane",
+            ).labels
         )
         self._receipts = counter("receipts", "Receipts by what they said and what came of them.", "status", "outcome")
         self._suppressed = counter(
             "suppressed_addresses", "Addresses that were suppressed by what a provider said.", "channel", "reason"
         )
+        self._copies = counter("suppressed_copies", "Copies left out of mails because they are suppressed.")
         self._swept = counter("swept", "What was found overdue and driven on, by what was wrong.", "reason")
         self._deleted = counter("deleted", "What was older than it is kept, by what it was.", "class")
         self._segments = counter("sms_segments", "Segments of SMS that a provider has taken.", "provider", "encoding")
-        self._latency = histogram(
-            "event_to_sent_seconds", "From its arrival to the provider's acceptance.", _LATENCY_BUCKETS, "channel"
-        )
-        self._send = histogram("send_seconds", "One attempt, rendering included.", _SEND_BUCKETS, "channel", "provider")
+        latency = "From its arrival to the provider's acceptance."
+        self._latency = cache(histogram("event_to_sent_seconds", latency, _LATENCY_BUCKETS, "channel").labels)
+        send = "One attempt, rendering included."
+        self._send = cache(histogram("send_seconds", send, _SEND_BUCKETS, "channel", "provider").labels)
         self.paused = gauge(
             "provider_paused",
             "Processes that hand nothing to a provider, because it is at fault.",
@@ -91,7 +102,7 @@ class Metrics:
             case Accepted(_, _, final):
                 outcome, reason = "accepted", ""
                 for (channel, state, why), count in final.items():
-                    self._deliveries.labels(str(channel), "", str(state), str(why)).inc(count)
+                    self._deliveries(str(channel), "", str(state), str(why)).inc(count)
             case Unmatched():
                 outcome, reason = "unmatched", ""
             case Duplicate():
@@ -100,16 +111,18 @@ class Metrics:
                 outcome, reason = "rejected", str(why)
             case _:  # pragma: no cover
                 assert_never(verdict)
-        self._events.labels(outcome, reason).inc()
+        self._events(outcome, reason).inc()
 
     def delivered(self, result: Result) -> None:
         """Count what became of a work order."""
         match result:
-            case Settled(delivery, _, provider, seconds):
+            case Settled(delivery, outcome, provider, seconds):
                 self._settled(delivery, provider, seconds)
+                if isinstance(outcome, Sent) and outcome.copies_suppressed:
+                    self._copies.inc(outcome.copies_suppressed)
             case Late(delivery, _, provider):
                 labels = (str(delivery.channel), provider, "late", str(delivery.reason))
-                self._attempts.labels(*labels).inc()
+                self._attempts(*labels).inc()
             case HeldBack(delivery, _):
                 why = "rate_limited" if delivery.reason is Reason.RATE_LIMITED else "paused"
                 self._not_claimed.labels(str(delivery.channel), why).inc()
@@ -132,15 +145,15 @@ class Metrics:
 
     def dispatched(self, channel: str, lane: str, deliveries: int) -> None:
         """Count a message to a channel's queue."""
-        self._dispatches.labels(channel, lane).inc()
-        self._dispatched.labels(channel, lane).inc(deliveries)
+        self._dispatches(channel, lane).inc()
+        self._dispatched(channel, lane).inc(deliveries)
 
     def swept(self, swept: Swept) -> None:
         """Count what a round of the sweeper found."""
         for reason, count in swept.deliveries.items():
             self._swept.labels(str(reason)).inc(count)
         for (channel, state, why), count in swept.final.items():
-            self._deliveries.labels(str(channel), "", str(state), str(why)).inc(count)
+            self._deliveries(str(channel), "", str(state), str(why)).inc(count)
         if swept.faults:
             self._swept.labels("fault").inc(len(swept.faults))
         for name, count in {"event": swept.events, "poison": swept.poison, "untold": swept.told}.items():
@@ -174,9 +187,9 @@ class Metrics:
         channel = str(delivery.channel)
         labels = (channel, provider, str(delivery.state), str(delivery.reason))
         if delivery.state not in {State.EXPIRED, State.SUPPRESSED}:  # nothing was attempted
-            self._attempts.labels(*labels).inc()
-            self._send.labels(channel, provider).observe(seconds)
+            self._attempts(*labels).inc()
+            self._send(channel, provider).observe(seconds)
         if delivery.state.final:
-            self._deliveries.labels(*labels).inc()
+            self._deliveries(*labels).inc()
         if delivery.state is State.SENT and delivery.epoch == 1:  # a replay comes whenever an operator wants it
-            self._latency.labels(channel).observe((delivery.updated_at - delivery.created_at).total_seconds())
+            self._latency(channel).observe((delivery.updated_at - delivery.created_at).total_seconds())

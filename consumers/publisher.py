@@ -38,7 +38,7 @@ from domain.backoff import wait_out
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch
 from domain.event import Incoming
-from domain.group_commit import GroupCommit
+from domain.group_commit import GroupCommit, enough
 from domain.ports import Waiting
 from domain.text import MAX_FAULTS, Fault
 from domain.vocabulary import Channel, Lane, Reason
@@ -56,6 +56,9 @@ Long, because under an alarm the broker confirms late, and what is repeated is t
 """
 WINDOW = 500
 """Publishes under way at once: confirmations are pipelined on one channel, and bounded."""
+STATUS_LINGER = 0.03
+"""Seconds that a status waits for others of its kind: of them one shows that nobody listens, as mostly nobody does.
+What it tells of has happened and is on record."""
 NONE_TOGETHER: Mapping[Lane, int] = {}
 PERSISTENT = 2
 MAX_DETAIL = 2000
@@ -67,7 +70,11 @@ class TopologyDiffers(Exception):
 
 
 class Publisher:
-    """Publishes to the queues of NotiPy; each call returns after the confirmation and waits out outages."""
+    """Publishes to the queues of NotiPy; each call returns after the confirmation and waits out outages.
+
+    Attributes:
+        outside: for exchanges that are not NotiPy's own; it waits out nothing.
+    """
 
     def __init__(
         self,
@@ -75,14 +82,17 @@ class Publisher:
         topology: Topology,
         status: Literal["final", "all", "none"] = "final",
         together: Mapping[Lane, int] = NONE_TOGETHER,
+        in_progress: int = 1,
     ) -> None:
         self._connection = connection
         self._topology = topology
         self._status = status
         self._channel = ConfirmedChannel(self._opened)
-        self._outside = Outside(lambda: connected_apart(cast("aio_pika.Connection", connection)))
+        self.outside = Outside(lambda: connected_apart(cast("aio_pika.Connection", connection)))
         self._together = together
-        self._statuses: GroupCommit[tuple[str, Delivery, Change], None] = GroupCommit(self._tell_all)
+        self._statuses: GroupCommit[tuple[str, Delivery, Change], None] = GroupCommit(
+            self._tell_all, linger=STATUS_LINGER, enough=enough(in_progress)
+        )
         self._lanes: dict[str, GroupCommit[Dispatch, None]] = {}
         self._prefix, self._numbers = uuid4().hex, count(1)
         self._inspection: AbstractChannel | None = None
@@ -101,7 +111,7 @@ class Publisher:
     async def close(self) -> None:
         """Close the channels; the connection is its owner's."""
         await self._channel.close()
-        await self._outside.close()
+        await self.outside.close()
         if self._inspection is not None and not self._inspection.is_closed:
             await self._inspection.close()
 
@@ -165,12 +175,12 @@ class Publisher:
         headers |= {name: value for name, value in origin.items() if value is not None}
         await self._publish(DEAD, where, incoming.body, headers)
 
-    async def status(self, delivery: Delivery, change: Change) -> None:
+    async def status(self, delivery: Delivery, change: Change, *, patient: bool = False) -> None:
         """To `notipy.status` under `<state>.<channel>.<source>.<type>`; whoever cares has bound a queue."""
         if self._status == "none" or (self._status == "final" and not change.state.final):
             return
         key = f"{change.state}.{delivery.channel}.{delivery.source}.{delivery.type}"
-        await self._statuses.submit((key, delivery, change))
+        await self._statuses.submit((key, delivery, change), hurry=not patient)
 
     async def _tell_all(self, statuses: Sequence[tuple[str, Delivery, Change]]) -> Sequence[None]:
         alike: dict[str, list[tuple[Delivery, Change]]] = defaultdict(list)
@@ -211,23 +221,6 @@ class Publisher:
     async def inbox(self, key: str, body: bytes) -> None:
         """To `notipy.inbox`, for whoever looks at an inbox now; that is nobody, or somebody whose queue is full."""
         await self._publish(INBOX, key, body, {}, insist=False)
-
-    async def outside(
-        self,
-        exchange: str,
-        key: str,
-        body: bytes,
-        headers: Mapping[str, Any],
-        *,
-        mandatory: bool = False,
-        persistent: bool = True,
-    ) -> None:
-        """To an exchange that is not NotiPy's own, once; it waits out nothing.
-
-        Raises:
-            DeliveryFailure: as `Outside.publish` says.
-        """
-        await self._outside.publish(exchange, key, body, headers, mandatory=mandatory, persistent=persistent)
 
     async def waiting(self, channel: Channel, lane: Lane) -> Waiting:
         """By asking the broker; a queue that is gone has nothing waiting."""

@@ -58,7 +58,7 @@ async def open_storage(
         if schema.version <= steps.newest:
             await database.ensure_indexes()
         async with _brought_forward(steps, schema, wait):
-            events, deliveries = MongoEvents(database), MongoDeliveries(database)
+            events, deliveries = MongoEvents(database, settings.events.concurrency), MongoDeliveries(database)
             inbox, suppressions = MongoInbox(database), MongoSuppressions(database)
             yield Stores(database, events, deliveries, MongoCatalog(database), inbox, suppressions)
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.errors import EmbeddedError
@@ -36,6 +36,7 @@ class Servers:
     mongo_url: str
     management_url: str | None
     rabbit_prometheus_url: str | None
+    web_stomp_url: str | None
     directory: Path
     logs: Path
     pids: Mapping[str, int]
@@ -43,9 +44,17 @@ class Servers:
 
 @contextmanager
 def embedded_servers(
-    directory: Path, *, amqp: bool = True, mongo: bool = True, keep: bool = False, log: Callable[[str], None]
+    directory: Path,
+    *,
+    amqp: bool = True,
+    web_stomp: bool = False,
+    mongo: bool = True,
+    keep: bool = False,
+    log: Callable[[str], None],
 ) -> Iterator[Servers]:
     """Run a private RabbitMQ and a private MongoDB, on free ports of 127.0.0.1, while the block lasts.
+
+    With `web_stomp` browsers can reach that RabbitMQ too.
 
     On leaving, however it is left and however far the start had come, they are asked to stop, killed after a limit
     (1 s, with `keep` 15 s) or at another Ctrl-C, and gone. If this process itself is killed, the kernel kills them (on
@@ -64,8 +73,9 @@ def embedded_servers(
     grace = _GRACE_SECONDS if keep else _GRACE_SECONDS_UNKEPT
     with workspace(directory, keep=keep) as space, stopped_at_exit(timeout=grace) as processes:
         begun = time.monotonic()
-        *rabbit_ports, mongo_port = free_ports(6)
-        rabbit = start_rabbitmq(processes, space, Ports(*rabbit_ports)) if amqp else None
+        *rabbit_ports, web_port, mongo_port = free_ports(7)
+        ports = replace(Ports(*rabbit_ports), web_stomp=web_port if web_stomp else None)
+        rabbit = start_rabbitmq(processes, space, ports) if amqp else None
         mongod = start_mongod(processes, space, mongo_port) if mongo else None
         if mongod:
             await_primary(mongod, mongo_port)
@@ -78,6 +88,7 @@ def embedded_servers(
             mongo_url=mongo_url(mongo_port) if mongod else "",
             management_url=rabbit.management_url if rabbit else None,
             rabbit_prometheus_url=rabbit.prometheus_url if rabbit else None,
+            web_stomp_url=rabbit.web_stomp_url if rabbit else None,
             directory=space.data,
             logs=space.log,
             pids=_pids(rabbit, mongod),

@@ -7,7 +7,7 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from deploy.install import ensure_rabbitmq
@@ -35,19 +35,31 @@ raft.wal_max_size_bytes = 16777216
 log.console = true
 log.console.level = warning
 """
+_PLUGINS = ("rabbitmq_management", "rabbitmq_prometheus")
+_WEB_STOMP = """\
+stomp.listeners.tcp = none
+web_stomp.tcp.ip = {host}
+web_stomp.tcp.port = {web_stomp}
+"""
 # Listens on loopback only, ignores SIGINT, needs no input, is content with two cores and does not spin on them.
 _ERLANG_ARGUMENTS = "-noinput +B i +S 2:2 +SDcpu 1:1 -kernel inet_dist_use_interface {127,0,0,1}"
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Where one node listens; `distribution` and `epmd` are for its command line tools."""
+    """Where one node listens.
+
+    Attributes:
+        distribution: for its command line tools, as `epmd` is.
+        web_stomp: for browsers; None: nothing of that plugin is loaded.
+    """
 
     amqp: int
     management: int
     prometheus: int
     distribution: int
     epmd: int
+    web_stomp: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,11 @@ class RabbitNode:
         """Address of the broker's own metrics."""
         return f"http://{LOOPBACK}:{self.ports.prometheus}/metrics"
 
+    @property
+    def web_stomp_url(self) -> str | None:
+        """Where a browser's WebSocket connects to, if it may."""
+        return f"ws://{LOOPBACK}:{self.ports.web_stomp}/ws" if self.ports.web_stomp else None
+
     def control(self, *command: str) -> str:
         """Run `rabbitmqctl`, which takes about a second; returns what it says, raises CalledProcessError."""
         program = ensure_rabbitmq().with_name("rabbitmqctl")
@@ -103,15 +120,20 @@ def start_rabbitmq(
     ports = replace(ports, epmd=beside.ports.epmd) if beside else ports
     home = space.data / "rabbitmq"
     home.mkdir(exist_ok=True)
-    (home / "rabbitmq.conf").write_text(
-        _CONFIGURATION.format(host=LOOPBACK, amqp=ports.amqp, management=ports.management, prometheus=ports.prometheus)
-    )
-    (home / "enabled_plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
+    _configure(home, ports)
     env = _environment(home, ports, *erlang_arguments)
     if beside:
         env = {**env, "HOME": beside.environment["HOME"]}
     epmd = beside.epmd if beside else _start_epmd(processes, space, ports, env)
     return RabbitNode(ports, _start_node(processes, space, env), epmd, env)
+
+
+def _configure(home: Path, ports: Ports) -> None:
+    web = ports.web_stomp is not None
+    text = _CONFIGURATION + _WEB_STOMP if web else _CONFIGURATION
+    plugins = (*_PLUGINS, "rabbitmq_web_stomp") if web else _PLUGINS
+    (home / "rabbitmq.conf").write_text(text.format(host=LOOPBACK, **asdict(ports)))
+    (home / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
 
 
 def restart_rabbitmq(processes: Processes, space: Workspace, node: RabbitNode, *, wiped: bool = False) -> RabbitNode:

@@ -10,7 +10,14 @@ from typing import Any, assert_never
 
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch, EventData
-from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome, place_of
+from domain.failures import (
+    DeliveryFailure,
+    PermanentFailure,
+    TransientFailure,
+    UnknownOutcome,
+    place_of,
+    was_unsent,
+)
 from domain.message import Accepted, Message, plain_reference
 from domain.notification import INLINE
 from domain.outcome import Expired, Failed, FailedOver, Hold, Outcome, Retry, Sent, Suppressed, Unknown
@@ -18,9 +25,16 @@ from domain.pool import NOBODY, Chosen, Member, Paused, Pool, Trying, Untaken
 from domain.ports import Catalog, Claim, Deliveries, DispatchQueue, Events, Now, Renderer, TemplateError
 from domain.retry import RetryPolicy
 from domain.stored import read_event
-from domain.suppression import NOTHING_SUPPRESSED, Suppressions, screen, suppress_refused
+from domain.suppression import (
+    NOTHING_SUPPRESSED,
+    Suppressions,
+    screen,
+    screen_copies,
+    suppress_refused,
+    withdraw_refused,
+)
 from domain.token import unique_token
-from domain.vocabulary import Reason, State
+from domain.vocabulary import Channel, Reason, State
 
 SEND_SHARE = 0.8
 """The part of a lease that a send may take; the rest is for recording it."""
@@ -169,10 +183,10 @@ class Deliver:
 
     async def _make(self, job: Dispatch, member: Member | None, tried: frozenset[str], redelivered: bool) -> Result:
         """Claim → render → send → classify → record → settle."""
-        claim = self._claim(job)
+        claim = self._claim(job, member.name if member else None)
         if not (await self._still_due(job) and await self.deliveries.claim(claim)):
             return await self._not_claimed(job, redelivered)
-        started, provider = self.now(), member.name if member else ""
+        started, provider = self.now(), claim.provider or ""
         outcome = await self._attempt(job, member, tried, started, claim.claimed_at + self.lease * SEND_SHARE)
         ended = self.now()
         delivery, changes = self._after(job, provider, outcome, started, ended)
@@ -197,9 +211,9 @@ class Deliver:
             and (stored.epoch, stored.attempt) == (job.delivery.epoch, job.attempt - 1)
         )
 
-    def _claim(self, job: Dispatch) -> Claim:
+    def _claim(self, job: Dispatch, provider: str | None = None) -> Claim:
         now = self.now()
-        return Claim(job.delivery.claim_id(job.attempt), unique_token(), now, now + self.lease)
+        return Claim(job.delivery.claim_id(job.attempt), unique_token(), now, now + self.lease, provider=provider)
 
     async def _attempt(
         self, job: Dispatch, member: Member | None, tried: frozenset[str], now: datetime, deadline: datetime
@@ -212,16 +226,29 @@ class Deliver:
         except Exception as error:  # noqa: BLE001 - told, and tried again: an attempt that is claimed has an outcome
             failure = TransientFailure(Reason.INTERNAL_ERROR, place_of(error))
             return self.policy.next_attempt(job.attempt - delivery.forgiven, failure, self.now(), self.rng)
-        if suppression is not None:
+        if suppression is not None and suppression.stops(delivery):
             return Suppressed(suppression.told)
         if member is None:
             return Failed(Reason.NOT_CONFIGURED, self.pool.untaken(delivery.channel, delivery.recipient))
         try:
-            message = await self._render(job, deadline)
-            answer = await self._send(message, member, deadline)
+            message, answer = await self._send(job, member, deadline)
         except DeliveryFailure as failure:
             return self._failed(job, member, tried, await self._heeded(failure, delivery, member))
-        return Sent(answer, plain_reference(answer.reference))
+        # a replay: another process may have suppressed it so short a time ago that this one does not know yet
+        proven = await self._withdrawn(delivery) if suppression is not None or delivery.epoch > 1 else ""
+        return Sent(answer + _remarks(message) + proven, plain_reference(answer.reference), message.copies_suppressed)
+
+    async def _withdrawn(self, delivery: Delivery) -> str:
+        """What the delivery's own refusal has suppressed is used again, and that in words for people.
+
+        Before it is recorded, so that a crash leaves no address suppressed that was reached. What was sent stays sent,
+        whatever goes wrong here.
+        """
+        try:
+            withdrawn = await withdraw_refused(self.suppressions, delivery)
+        except Exception as error:  # noqa: BLE001
+            return f"; whether its address stays suppressed is not known: {place_of(error)}"
+        return "; its address is suppressed no more" if withdrawn else ""
 
     async def _heeded(self, failure: DeliveryFailure, delivery: Delivery, member: Member) -> DeliveryFailure:
         """The failure, its address suppressed before it is recorded, so that a crash loses none.
@@ -249,17 +276,20 @@ class Deliver:
         """When a provider has been asked; spread a little, so that it is not always the same delivery that tries."""
         return (asked_at or self.now()) + HELD_SPREAD * self.rng.random()
 
-    async def _send(self, message: Message, member: Member, deadline: datetime) -> Accepted:
-        """Send within the lease, and tell the circuit how that went."""
-        left = self._left(deadline)
+    async def _send(self, job: Dispatch, member: Member, deadline: datetime) -> tuple[Message, Accepted]:
+        """Render and send within the lease, and tell the circuit how that went."""
+        message: Message | None = None
         try:
-            async with asyncio.timeout(left):
+            async with asyncio.timeout(self._left(deadline)):
+                message = await self._render(job)
+                self._left(deadline)
                 answer = await self._handed_over(message, member)
-        except TimeoutError:
-            # neither a fault that counts nor an answer: one endpoint that hangs says nothing of the provider
-            raise UnknownOutcome(Reason.TIMEOUT, "no answer within the lease") from None
+        except TimeoutError as error:
+            if message is None:
+                raise TransientFailure(Reason.TIMEOUT, "the event could not be read within the lease") from None
+            raise _cut_off(error, member) from None
         member.circuit.ended(None)
-        return answer
+        return message, answer
 
     async def _handed_over(self, message: Message, member: Member) -> Accepted:
         try:
@@ -277,14 +307,11 @@ class Deliver:
             raise TransientFailure(Reason.TIMEOUT, "the lease was over before anything was sent")
         return left
 
-    async def _render(self, job: Dispatch, deadline: datetime) -> Message:
+    async def _render(self, job: Dispatch) -> Message:
         try:
-            async with asyncio.timeout(self._left(deadline)):
-                return await self._message(job)
-        except DeliveryFailure:
+            return await self._message(job)
+        except (DeliveryFailure, TimeoutError):
             raise
-        except TimeoutError:
-            raise TransientFailure(Reason.TIMEOUT, "the event could not be read within the lease") from None
         except TemplateError as error:
             raise PermanentFailure(error.reason, str(error)) from None
         except Exception as error:
@@ -294,16 +321,26 @@ class Deliver:
         delivery = job.delivery
         event = job.event or await self._event(delivery)
         content = await self._content(delivery, event)
+        rendered = self.renderer.render(delivery.channel, content, _context(event, delivery))
+        rendered, left_out = await self._screened(rendered)
         return Message(
             delivery_id=delivery.id,
             idempotency_key=delivery.ref,
             channel=delivery.channel,
             recipient=delivery.recipient,
-            content=self.renderer.render(delivery.channel, content, _context(event, delivery)),
+            content=rendered,
             created_at=delivery.created_at,
             attachments=event.attachments,
             event_key=delivery.event_key,
+            copies_suppressed=left_out,
         )
+
+    async def _screened(self, rendered: Mapping[str, str]) -> tuple[Mapping[str, str], int]:
+        """A mail without the copies that are suppressed, and how many these were. Who gets one is known only now."""
+        if not ("cc" in rendered or "bcc" in rendered):
+            return rendered, 0
+        unwanted = await screen_copies(self.suppressions, self.renderer.copies(rendered))
+        return (self.renderer.without_copies(rendered, unwanted) if unwanted else rendered), len(unwanted)
 
     async def _event(self, delivery: Delivery) -> EventData:
         """The data of an event too large to travel along: read once for the deliveries that follow each other."""
@@ -334,20 +371,18 @@ class Deliver:
         self, job: Dispatch, provider: str, outcome: Outcome, started: datetime, ended: datetime
     ) -> tuple[Delivery, list[Change]]:
         """The delivery and the changes that the attempt brought: that it was sending, and what came of it."""
-        delivery, changes = job.delivery, []
+        delivery, before = job.delivery, []
         if not isinstance(outcome, Expired | Suppressed):
-            sending = self._change(job, State.SENDING, started, Reason.CLAIMED, provider=provider)
-            changes.append(sending)
+            before.append(self._change(job, State.SENDING, started, Reason.CLAIMED, provider=provider))
         change, due_at = self._outcome_change(job, provider, outcome, ended)
-        changes.append(change)
-        after = delivery.changed(change, due_at)
+        after = delivery.changed(change, due_at, before)
         if isinstance(outcome, FailedOver) or (isinstance(outcome, Hold) and outcome.forgiven):
             after = replace(after, forgiven=after.forgiven + 1)
         if isinstance(outcome, Failed):  # to be parked: by the sweeper, should this process end before it has done so
             after = replace(after, tell_at=ended + self.overdue)
         if isinstance(outcome, Sent) and outcome.reference != delivery.ref:  # that one names the delivery itself
             after = replace(after, reference=outcome.reference)
-        return replace(after, history=(*delivery.history, *changes)), changes
+        return after, [*before, change]
 
     def _outcome_change(
         self, job: Dispatch, provider: str, outcome: Outcome, at: datetime
@@ -392,23 +427,23 @@ class Deliver:
 
     async def _settle(self, job: Dispatch, delivery: Delivery, changes: list[Change], outcome: Outcome) -> None:
         if not isinstance(outcome, FailedOver):  # what follows then follows here, and not from a queue
-            await self._follow_up(job.again(delivery))
-        for change in changes:
-            await self.queue.status(delivery, change)
+            await self._follow_up(job, delivery)
+        for change in changes:  # nothing follows the last one, unless another provider does
+            patient = change is changes[-1] and not isinstance(outcome, FailedOver)
+            await self.queue.status(delivery, change, patient=patient)
         await self._told(delivery)
 
     async def _told(self, delivery: Delivery) -> None:
         if delivery.tell_at is not None:
             await self.deliveries.told(delivery)
 
-    async def _follow_up(self, job: Dispatch) -> None:
+    async def _follow_up(self, job: Dispatch, delivery: Delivery) -> None:
         """Publish what the recorded state calls for. Publishing it twice is harmless: claims see to that."""
-        delivery = job.delivery
         if delivery.state is State.RETRYING and delivery.due_at is not None:
             wait = delivery.due_at - self.overdue - delivery.updated_at
-            await self.queue.retry(job, min(self.policy.tiers, key=lambda tier: abs(tier - wait)))
+            await self.queue.retry(job.again(delivery), min(self.policy.tiers, key=lambda tier: abs(tier - wait)))
         elif delivery.state is State.FAILED:
-            await self.queue.park(job, delivery.reason, delivery.detail or "")
+            await self.queue.park(job.again(delivery), delivery.reason, delivery.detail or "")
 
     async def _not_claimed(self, job: Dispatch, redelivered: bool) -> NotClaimed:
         """Another consumer has this attempt, or had it and died: see that what follows does follow."""
@@ -417,7 +452,7 @@ class Deliver:
             return NotClaimed(job.delivery, "superseded")
         if stored.attempt == job.attempt or stored.state.final:
             if redelivered:
-                await self._follow_up(replace(job, delivery=stored, attempt=stored.attempt + 1))
+                await self._follow_up(job, stored)
                 await self.queue.status(stored, stored.last_change)
                 await self._told(stored)
             return NotClaimed(stored, "decided")
@@ -432,11 +467,29 @@ def _in_time(delivery: Delivery, until: datetime) -> datetime:
     return min(until, delivery.expires_at or until)
 
 
+def _cut_off(error: TimeoutError, member: Member) -> DeliveryFailure:
+    """What the end of the lease in the middle of a send means."""
+    if not was_unsent(error):
+        # neither a fault that counts nor an answer: one endpoint that hangs says nothing of the provider
+        return UnknownOutcome(Reason.TIMEOUT, "no answer within the lease")
+    failure = TransientFailure(Reason.TIMEOUT, "nothing could be sent within the lease", provider_fault=True)
+    member.circuit.ended(failure)
+    return failure
+
+
 def _nothing_was_sent(result: Result) -> bool:
     """Whether the provider was not even asked."""
     return isinstance(result, NotClaimed) or (
         isinstance(result, Settled) and isinstance(result.outcome, Expired | Suppressed)
     )
+
+
+def _remarks(message: Message) -> str:
+    """What was left out of a mail that is sent all the same: copies, or the text that is made of long HTML."""
+    number, content = message.copies_suppressed, message.content
+    copies = f"; {number} cop{'ies' if number > 1 else 'y'} left out: suppressed" if number else ""
+    textless = message.channel is Channel.EMAIL and "html" in content and "text" not in content
+    return copies + ("; without a text part: the HTML is too large to make one of" if textless else "")
 
 
 def _went_wrong(done: "asyncio.Future[EventData]") -> bool:

@@ -1,7 +1,7 @@
 """One delivery: one event × notification × recipient × channel, and every change that it went through."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -113,8 +113,11 @@ class Delivery:
         """The unique id under which an attempt of this epoch is claimed."""
         return f"{self.id}/{self.epoch}/{attempt}"
 
-    def changed(self, change: Change, due_at: datetime | None) -> "Delivery":
-        """The delivery after the change; `due_at` is for states that are not final."""
+    def changed(self, change: Change, due_at: datetime | None, before: Sequence[Change] = ()) -> "Delivery":
+        """The delivery after the change; `due_at` is for states that are not final.
+
+        `before`: changes that it went through on the way, and that are over.
+        """
         if change.state in IN_FLIGHT and due_at is None:
             raise ValueError(f"a delivery that is {change.state} needs a time at which it is looked after")
         return replace(
@@ -131,7 +134,7 @@ class Delivery:
             tell_at=None,
             updated_at=change.at,
             possible_duplicate=self.possible_duplicate or change.possible_duplicate,
-            history=(*self.history, change),
+            history=(*self.history, *before, change),
         )
 
 

@@ -267,7 +267,7 @@ class _Envelope(_Document):
     source: TopicWords
     type: TopicWords
     time: Time
-    recipients: Annotated[Sequence[Any], Field(min_length=1, max_length=MAX_RECIPIENTS)]
+    recipients: Annotated[list[Any], Field(min_length=1, max_length=MAX_RECIPIENTS)]
     data: dict[str, Any] = Field(default_factory=dict)
     attachments: tuple[Attachment, ...] = ()
     channels: tuple[Channel, ...] | None = None
@@ -352,6 +352,7 @@ def parse_event(incoming: Incoming, now: datetime, max_bytes: int) -> Event:
         envelope = _Envelope.model_validate(document)
     except ValidationError as error:
         raise EventRejected(Reason.INVALID, *faults_of(error)) from None
+    del document  # so that only the envelope holds what was read
     recipients = tuple(_some_usable(_recipients(envelope.recipients)))
     return _event(envelope, recipients, incoming.body)
 
@@ -425,8 +426,10 @@ def _with_defaults(document: dict[str, Any], incoming: Incoming, now: datetime) 
     return document | missing
 
 
-def _recipients(raw: Sequence[Any]) -> Iterator[Recipient | FaultyRecipient]:
+def _recipients(raw: list[Any]) -> Iterator[Recipient | FaultyRecipient]:
+    """Each as it was read; ten thousand of them are megabytes, so `raw` lets each go when its turn has come."""
     for position, item in enumerate(raw):
+        raw[position] = None
         try:
             yield Recipient.model_validate(item)
         except ValidationError as error:

@@ -3,9 +3,11 @@
 The adapter classifies; only the domain knows attempts, tiers and semantics.
 """
 
+import asyncio
 import traceback
 from datetime import timedelta
 from pathlib import PurePath
+from types import TracebackType
 
 from domain.vocabulary import Reason
 
@@ -47,6 +49,32 @@ class PermanentFailure(DeliveryFailure):
 
 class UnknownOutcome(DeliveryFailure):
     """The provider may or may not have taken the message: the connection broke between sending and the answer."""
+
+
+class Unsent:
+    """`with UNSENT:` in an adapter: if the lease ends inside, nothing was sent, and the provider is at fault.
+
+    Where an adapter says nothing of the kind, what is cut off at the end of its lease may have been sent.
+    """
+
+    def __enter__(self) -> None:
+        """Nothing is known yet."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Mark a cancellation; it goes on as one."""
+        if isinstance(error, asyncio.CancelledError):
+            setattr(error, _UNSENT, True)
+
+
+UNSENT = Unsent()
+_UNSENT = "notipy_unsent"
+
+
+def was_unsent(cut_off: TimeoutError) -> bool:
+    """Whether what `asyncio.timeout` has cut off is certain to have sent nothing."""
+    return getattr(cut_off.__cause__, _UNSENT, False)
 
 
 def place_of(error: BaseException) -> str:

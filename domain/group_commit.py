@@ -1,18 +1,26 @@
 """Group commit: concurrent callers share one write, and each awaits its own result.
 
-The first caller's batch goes out at once; whoever comes while it is under way shares the next. Idle, a
-write costs one round trip; under load, batches grow by themselves, up to a limit.
+The first caller's batch goes out at once, unless it is to linger; whoever comes while it is under way shares
+the next. Idle, a write costs one round trip; under load, batches grow by themselves, up to a limit.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 MAX_BATCH = 500
 """Documents a write: beyond it a batch costs the same per document and only adds latency."""
+ENOUGH = 16
+"""Items that wait for no more to come: from then on sharing saves little."""
+
+
+def enough(in_progress: int) -> int:
+    """How many need not wait for more, where `in_progress` at most are under way: never so many that all wait."""
+    return max(1, min(ENOUGH, in_progress // 4))
 
 
 class GroupCommit(Generic[Item, Result]):
@@ -23,6 +31,7 @@ class GroupCommit(Generic[Item, Result]):
 
     Args:
         linger: seconds that a write waits for others to share it, where nobody is in a hurry.
+        enough: so many that they need not wait for more.
     """
 
     def __init__(
@@ -30,17 +39,25 @@ class GroupCommit(Generic[Item, Result]):
         write: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]],
         max_batch: int = MAX_BATCH,
         linger: float = 0.0,
+        enough: int = MAX_BATCH,
     ) -> None:
         self._write = write
         self._max_batch = max_batch
         self._linger = linger
+        self._enough = min(enough, max_batch)
+        self._now = asyncio.Event()
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._writer: asyncio.Task[None] | None = None
 
-    async def submit(self, item: Item) -> Result:
-        """Write the item with whoever else writes now; returns its result once the write is durable."""
+    async def submit(self, item: Item, *, hurry: bool = False) -> Result:
+        """Write the item with whoever else writes now; returns its result once the write is durable.
+
+        `hurry`: nobody lingers for others.
+        """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
+        if hurry or len(self._waiting) >= self._enough:
+            self._now.set()
         if self._writer is None:
             self._writer = asyncio.create_task(self._run())
         return await future
@@ -53,13 +70,21 @@ class GroupCommit(Generic[Item, Result]):
     async def _run(self) -> None:
         try:
             while self._waiting:
-                if self._linger and len(self._waiting) < self._max_batch:
-                    await asyncio.sleep(self._linger)
+                if self._linger:
+                    await self._gather()
                 batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
                 # a caller that was cancelled before its write wants it no more
                 await self._write_batch([(item, future) for item, future in batch if not future.done()])
         finally:
             self._writer = None
+
+    async def _gather(self) -> None:
+        """Wait until there are enough, somebody is in a hurry, or the time is over."""
+        if len(self._waiting) < self._enough:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._linger):
+                    await self._now.wait()
+        self._now.clear()
 
     async def _write_batch(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         if not batch:

@@ -66,6 +66,15 @@ def merged(content: Mapping[str, Any], *overrides: Mapping[str, Any]) -> dict[st
     return words
 
 
+def chosen(content: Mapping[str, Any], tag: str | None) -> str | None:
+    """Which of a content's locales a recipient of this one is told in; None: in the channel's own words."""
+    locales = content.get(LOCALES)
+    if not locales or not tag:
+        return None
+    known = {canonical(name) for name in locales}
+    return next((candidate for candidate in lookup(tag) if candidate in known), None)
+
+
 def localised(content: Mapping[str, Any], tag: str | None) -> tuple[Mapping[str, Any], str | None]:
     """The words for a recipient of this locale, and their locale: None for those outside of `locales`.
 

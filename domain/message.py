@@ -33,7 +33,7 @@ class Accepted(str):
     @classmethod
     def of(cls, answer: object) -> Self:
         """What a provider's `send` returned, of whatever type that is."""
-        return cls(_line(answer), getattr(answer, "reference", None))
+        return answer if isinstance(answer, cls) else cls(_line(answer), getattr(answer, "reference", None))
 
 
 def _line(value: object) -> str:
@@ -41,7 +41,8 @@ def _line(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return ""
     text = value if isinstance(value, str) else str(value) if value.bit_length() <= 128 else ""
-    return "".join(char if char.isprintable() else " " for char in text[:MAX_ANSWER]).strip()
+    text = text[:MAX_ANSWER]
+    return (text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)).strip()
 
 
 def plain_reference(reference: str | None) -> str | None:
@@ -61,6 +62,7 @@ class Message:
             header fields of a mail are `headers.<Name>`.
         created_at: when the delivery's event was received; the same for every attempt.
         event_key: of the event, whose attachments are fetched once for all of its deliveries; empty: for this one.
+        copies_suppressed: how many addresses were left out of a mail's `cc` and `bcc`, because they are suppressed.
     """
 
     delivery_id: str
@@ -71,6 +73,7 @@ class Message:
     created_at: datetime
     attachments: tuple[Attachment, ...] = field(default=(), repr=False)
     event_key: str = ""
+    copies_suppressed: int = 0
 
     @property
     def tag(self) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Final
 
 from domain.delivery import Change, Delivery
 from domain.dispatch import EventData, dispatch_of, travelling
@@ -39,7 +40,8 @@ class Operate:
     async def replay(self, delivery: Delivery) -> Delivery | Refused:
         """Start a new epoch of a failed delivery: its attempts are counted anew, its provider's idempotency key is new.
 
-        One whose address is suppressed is left as it is. A crash between the database and the queue leaves a queued
+        One whose address is suppressed is left as it is, but for the one whose refusal has suppressed it: where it is
+        sent, that was wrong, and the address is used again. A crash between the database and the queue leaves a queued
         delivery that the sweeper dispatches.
         """
         if isinstance(refused := await self.replayable(delivery), Refused):
@@ -61,8 +63,9 @@ class Operate:
         """The delivery as it is; or why it would not be replayed."""
         if delivery.state not in REPLAYABLE:
             return Refused(f"it is {delivery.state}; only {' and '.join(REPLAYABLE)} ones are replayed")
-        if await screen(self.suppressions, delivery) is not None:
-            return Refused("its address is suppressed: remove it from the suppression list first")
+        suppression = await screen(self.suppressions, delivery)
+        if suppression is not None and suppression.stops(delivery):
+            return Refused(_ANOTHERS if suppression.delivery else _SUPPRESSED)
         return delivery
 
     async def drop(self, delivery: Delivery) -> Delivery | Refused:
@@ -139,6 +142,13 @@ class Operate:
 
     def _forget(self, key: str) -> None:
         self._reading.pop(key, None)
+
+
+_SUPPRESSED: Final = "its address is suppressed: remove it from the suppression list first"
+_ANOTHERS: Final = (
+    "its address is suppressed because another delivery to it was refused: replay that one and see it sent, "
+    "or remove the address from the suppression list"
+)
 
 
 def _usable(task: "asyncio.Task[EventData | Refused | None]") -> bool:

@@ -8,10 +8,17 @@ from domain.vocabulary import Reason
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The provider accepted it. `detail` is the provider's answer, `reference` what it calls the message."""
+    """The provider accepted it.
+
+    Attributes:
+        detail: the provider's answer.
+        reference: what the provider calls the message.
+        copies_suppressed: how many copies of a mail were left out, because their addresses are suppressed.
+    """
 
     detail: str
     reference: str | None = None
+    copies_suppressed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

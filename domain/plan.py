@@ -1,13 +1,15 @@
 """From an event and the notifications on it to deliveries. Pure: planning twice comes to the same."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from domain.delivery import Change, Delivery, delivery_id
 from domain.event import Event, FaultyRecipient, Recipient
+from domain.locales import chosen
 from domain.notification import INLINE, Definition, Notification, check_content
 from domain.ports import NotANumber, Numbers, Renderer, SchemaCheck
 from domain.text import describe
@@ -26,11 +28,40 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How every delivery of one source and channel starts: queued, held, or final at once."""
+    """How every delivery of one source, channel and locale starts: queued, held, or final at once."""
 
     state: State
     reason: Reason
     detail: str | None = None
+
+
+class Verdicts:
+    """How the deliveries of one source start: alike for all of a channel that are told in the same locale's words."""
+
+    def __init__(self, renderer: Renderer, event: Event, source: Source, verdict: Callable[[Channel], Verdict]) -> None:
+        self._renderer = renderer
+        self._data = event.data
+        self._channels = source.channels
+        self._verdict = verdict
+        self._usual: dict[Channel, Verdict] = {}
+        self._found: dict[tuple[Channel, str | None], Verdict] = {}
+
+    def of(self, channel: Channel, locale: str | None) -> Verdict:
+        """For a recipient of this locale. What an event lacks for others' words does not matter to these."""
+        words = chosen(self._channels[channel], locale)
+        found = self._found.get((channel, words))
+        if found is None:
+            found = self._found[channel, words] = self._decide(channel, words)
+        return found
+
+    def _decide(self, channel: Channel, locale: str | None) -> Verdict:
+        usual = self._usual.get(channel)
+        if usual is None:
+            usual = self._usual[channel] = self._verdict(channel)
+        if usual.state.final:
+            return usual
+        missing = self._renderer.missing(channel, self._channels[channel], self._data, locale)
+        return Verdict(State.FAILED, Reason.TEMPLATE_ERROR, f"data lacks {', '.join(missing)}") if missing else usual
 
 
 class _AsPublished:
@@ -77,7 +108,7 @@ class Planner:
         """
         when = When(received_at, now)
         for source in sources(event, notifications):
-            verdicts = {channel: self._verdict(event, source, channel, now) for channel in source.channels}
+            verdicts = Verdicts(self.renderer, event, source, partial(self._verdict, event, source, now=now))
             seen: set[str] = set()
             for recipient in event.recipients:
                 for delivery in self._for_recipient(event, source, verdicts, recipient, when):
@@ -89,13 +120,13 @@ class Planner:
         self,
         event: Event,
         source: Source,
-        verdicts: Mapping[Channel, Verdict],
+        verdicts: "Verdicts",
         recipient: Recipient | FaultyRecipient,
         when: When,
     ) -> Iterator[Delivery]:
-        for channel, verdict in verdicts.items():
+        for channel in source.channels:
             for reached in recipient.each(channel):
-                own = _reachable(reached, channel, self.numbers) or verdict
+                own = _reachable(reached, channel, self.numbers) or verdicts.of(channel, _locale_of(reached))
                 yield self._delivery(event, source, channel, own, reached, when)
 
     def _delivery(
@@ -109,7 +140,8 @@ class Planner:
     ) -> Delivery:
         usable = recipient.usable if isinstance(recipient, FaultyRecipient) else recipient
         expires = expiry(event, source)
-        delivery = Delivery(
+        change = Change(verdict.state, when.now, verdict.reason, epoch=1, attempt=0, detail=verdict.detail)
+        return Delivery(
             id=delivery_id(event.key, source.name, recipient.at(channel), channel),
             event_key=event.key,
             event_id=event.id,
@@ -125,10 +157,11 @@ class Planner:
             reason=verdict.reason,
             created_at=when.received_at,
             updated_at=when.now,
+            detail=change.detail,
+            due_at=self._due(event, verdict.state, expires, when.now),
             expires_at=expires,
+            history=(change,),
         )
-        change = Change(verdict.state, when.now, verdict.reason, epoch=1, attempt=0, detail=verdict.detail)
-        return delivery.changed(change, self._due(event, verdict.state, expires, when.now))
 
     def _due(self, event: Event, state: State, expires: datetime | None, now: datetime) -> datetime | None:
         if state.final:
@@ -157,8 +190,6 @@ class Planner:
         inline = () if source.definition else check_content(channel, content)
         if wrong := inline or tuple(self.renderer.check(channel, content)):
             return Verdict(State.FAILED, Reason.TEMPLATE_ERROR, describe(wrong))
-        if missing := self.renderer.missing(channel, content, event.data):
-            return Verdict(State.FAILED, Reason.TEMPLATE_ERROR, f"data lacks {', '.join(missing)}")
         expected = content.get("attachments")
         if expected is not None and expected != len(event.attachments):
             detail = f"expected {expected} attachments, the event has {len(event.attachments)}"
@@ -200,6 +231,11 @@ def _chosen(
     channels: Mapping[Channel, Mapping[str, Any]], wanted: Sequence[Channel] | None
 ) -> dict[Channel, Mapping[str, Any]]:
     return {channel: content for channel, content in channels.items() if wanted is None or channel in wanted}
+
+
+def _locale_of(recipient: Recipient | FaultyRecipient) -> str | None:
+    usable = recipient.usable if isinstance(recipient, FaultyRecipient) else recipient
+    return usable.locale if usable else None
 
 
 def _reachable(recipient: Recipient | FaultyRecipient, channel: Channel, numbers: Numbers) -> Verdict | None:

@@ -95,6 +95,7 @@ class Claim:
         token: tells the winner's own claim from another's.
         purpose: what it was won for. Nothing was sent under a claim for another purpose than sending, so that one
             whose owner has died leaves no doubt.
+        provider: who was to be asked; None where nobody was. It may have sent what its owner did not live to record.
     """
 
     id: str
@@ -102,6 +103,7 @@ class Claim:
     claimed_at: datetime
     lease_until: datetime
     purpose: Purpose = Purpose.SEND
+    provider: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,8 +241,11 @@ class DispatchQueue(Protocol):
         """A message that cannot be used, to `notipy.dead.<where>`; `about`: headers of its own that it keeps."""
         ...
 
-    async def status(self, delivery: Delivery, change: Change) -> None:
-        """Tell whoever listens, if settings say that this kind of change is told."""
+    async def status(self, delivery: Delivery, change: Change, *, patient: bool = False) -> None:
+        """Tell whoever listens, if settings say that this kind of change is told.
+
+        `patient`: it may wait a moment for others to be told with it.
+        """
         ...
 
     async def waiting(self, channel: Channel, lane: Lane) -> Waiting:
@@ -267,8 +272,10 @@ class Renderer(Protocol):
         """What is wrong with the templates themselves."""
         ...
 
-    def missing(self, channel: Channel, content: Mapping[str, Any], data: Mapping[str, Any]) -> Sequence[str]:
-        """The names that the templates use for certain and the data lacks."""
+    def missing(
+        self, channel: Channel, content: Mapping[str, Any], data: Mapping[str, Any], locale: str | None = None
+    ) -> Sequence[str]:
+        """The names that the templates for a recipient of this locale use for certain and the data lacks."""
         ...
 
     def render(self, channel: Channel, content: Mapping[str, Any], context: Mapping[str, Any]) -> Mapping[str, str]:
@@ -277,6 +284,14 @@ class Renderer(Protocol):
         Raises:
             TemplateError: a name is missing, or the template costs more than allowed.
         """
+        ...
+
+    def copies(self, content: Mapping[str, str]) -> Sequence[str]:
+        """The addresses in the `cc` and `bcc` of a rendered mail, as far as they can be read."""
+        ...
+
+    def without_copies(self, content: Mapping[str, str], addresses: Collection[str]) -> Mapping[str, str]:
+        """The rendered mail with none of these among its copies."""
         ...
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
 
 from domain.delivery import Change, Delivery
 from domain.event import Recipient
@@ -25,6 +26,7 @@ class Suppression:
     Attributes:
         source: `operator`, or the provider that was told so, as `send:<provider>` or `receipt:<provider>`.
         expires_at: from when on it is used again; None: never by itself.
+        delivery: whose refusal made it. This one may be replayed, and once sent proves it wrong; None: nothing does.
     """
 
     channel: Channel
@@ -33,6 +35,7 @@ class Suppression:
     source: str
     since: datetime
     expires_at: datetime | None = None
+    delivery: str | None = None
 
     @property
     def key(self) -> str:
@@ -48,6 +51,14 @@ class Suppression:
         """Whether it has not expired."""
         return self.expires_at is None or self.expires_at > now
 
+    def stops(self, delivery: Delivery) -> bool:
+        """Whether it holds this delivery back.
+
+        Not the one whose refusal made it: that one is attempted again only where an operator replays it, or where its
+        process ended before the refusal was recorded.
+        """
+        return self.delivery != delivery.id
+
 
 class Suppressions(Protocol):
     """The suppression list. What is looked up costs no query while the list is small: it is held in memory."""
@@ -57,7 +68,15 @@ class Suppressions(Protocol):
         ...
 
     async def add(self, suppression: Suppression) -> None:
-        """Suppress it durably, and at once for this process; one that is in force already stays as it is."""
+        """Suppress it durably, and at once for this process; one that is in force already stays as it is.
+
+        Unless that one names a delivery and the new one does not: the new one then takes its place, so that it is not
+        withdrawn with it.
+        """
+        ...
+
+    async def withdraw(self, keys: Sequence[str], delivery: str) -> bool:
+        """Use these addresses again, so far as this delivery's refusal has suppressed them; whether it had."""
         ...
 
     async def soft_bounced(self, key: str, ref: str) -> int:
@@ -78,6 +97,10 @@ class NothingSuppressed:
 
     async def add(self, suppression: Suppression) -> None:
         """Nothing is kept."""
+
+    async def withdraw(self, keys: Sequence[str], delivery: str) -> bool:  # noqa: ARG002
+        """Nothing was kept."""
+        return False
 
     async def soft_bounced(self, key: str, ref: str) -> int:  # noqa: ARG002
         """Nothing is counted."""
@@ -104,16 +127,55 @@ def normalised(channel: Channel, address: str) -> str:
     """The address as it is compared: of two that reach the same, one form.
 
     An e-mail address is folded to lower case on both sides of the @: RFC 5321 lets the left one be case-sensitive, and
-    no provider makes use of that. Its domain is written in IDNA. Everything else is taken as it is.
+    no provider makes use of that. Its domain is written in IDNA. So is the host of a URL, which loses what says nothing
+    (RFC 3986 §6.2.2 and §6.2.3); of a chat address what stands before the colon is in lower case. Everything else is
+    taken as it is: what is behind the colon may be case-sensitive.
     """
     address = address.strip()
-    if channel is not Channel.EMAIL:
-        return address
-    local, _, domain = address.casefold().rpartition("@")
+    match channel:
+        case Channel.EMAIL:
+            local, _, domain = address.casefold().rpartition("@")
+            return f"{local}@{_ascii(domain)}"
+        case Channel.WEBHOOK:
+            return _url(address)
+        case Channel.CHAT:
+            return _chat(address)
+        case _:
+            return address
+
+
+def _ascii(domain: str) -> str:
     try:
-        return f"{local}@{domain if domain.isascii() else domain.encode('idna').decode()}"
+        return domain if domain.isascii() else domain.encode("idna").decode()
     except UnicodeError:
-        return f"{local}@{domain}"
+        return domain
+
+
+def _url(address: str) -> str:
+    """Scheme and host in lower case, without the scheme's own port, with a path, without what is never sent (#…)."""
+    try:
+        parts = urlsplit(address)
+        port, host = parts.port, parts.hostname or ""
+    except ValueError:
+        return address
+    if parts.scheme not in _PORTS or not host:
+        return address
+    own = f"[{host}]" if ":" in host else _ascii(host)
+    place = own if port in (None, _PORTS[parts.scheme]) else f"{own}:{port}"
+    user, at, _ = parts.netloc.rpartition("@")
+    return urlunsplit((parts.scheme, f"{user}{at}{place}", parts.path or "/", parts.query, ""))
+
+
+def _chat(address: str) -> str:
+    """`<service or provider>:<address>`, an address alone, or a webhook's URL."""
+    before, colon, target = address.partition(":")
+    if not colon or before.lower() in _PORTS:
+        return _url(address)
+    return f"{before.lower()}:{_url(target.strip())}"
+
+
+_PORTS: Mapping[str, int] = {"http": 80, "https": 443}
+"""Of the schemes that a webhook's URL has."""
 
 
 def addresses_of(channel: Channel, recipient: Mapping[str, Any]) -> Sequence[str]:
@@ -135,9 +197,16 @@ def keys_of(delivery: Delivery) -> Sequence[str]:
 
 
 async def screen(suppressions: Suppressions, delivery: Delivery) -> Suppression | None:
-    """Why the delivery may not be sent; None: it may."""
+    """Why its address is suppressed; None: it is not. Whether that stops the delivery, `Suppression.stops` says."""
     keys = keys_of(delivery)
     return _hit(keys, await suppressions.among(keys))
+
+
+async def screen_copies(suppressions: Suppressions, addresses: Sequence[str]) -> frozenset[str]:
+    """Those of the addresses of a mail's copies that are suppressed, whoever's refusal did that."""
+    keys = {address: address_key(Channel.EMAIL, address) for address in addresses}
+    found = await suppressions.among(list(keys.values()))
+    return frozenset(address for address, key in keys.items() if key in found)
 
 
 async def screen_planned(suppressions: Suppressions, batch: Sequence[Delivery]) -> Sequence[Delivery]:
@@ -170,15 +239,22 @@ def _planned(delivery: Delivery, found: Mapping[str, Suppression]) -> Delivery:
 async def suppress_refused(suppressions: Suppressions, delivery: Delivery, provider: str, now: datetime) -> None:
     """A provider has refused the delivery's address as such."""
     reason = _REFUSED.get(delivery.channel, SuppressionReason.REJECTED)
-    await suppress(suppressions, delivery, reason, f"send:{provider}", now)
+    for address in addresses_of(delivery.channel, delivery.recipient):
+        entry = Suppression(delivery.channel, address, reason, f"send:{provider}", now, delivery=delivery.id)
+        await suppressions.add(entry)
 
 
 async def suppress(
     suppressions: Suppressions, delivery: Delivery, reason: SuppressionReason, source: str, now: datetime
 ) -> None:
-    """Send nothing more to where the delivery went."""
+    """Send nothing more to where the delivery went, whatever becomes of the delivery itself."""
     for address in addresses_of(delivery.channel, delivery.recipient):
         await suppressions.add(Suppression(delivery.channel, address, reason, source, now))
+
+
+async def withdraw_refused(suppressions: Suppressions, delivery: Delivery) -> bool:
+    """The delivery was sent after all: what its refusal has suppressed is used again. Whether it had."""
+    return await suppressions.withdraw(keys_of(delivery), delivery.id)
 
 
 _REFUSED: Mapping[Channel, SuppressionReason] = {

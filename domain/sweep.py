@@ -281,15 +281,17 @@ class Sweep:
         if isinstance(outcome, Failed) and _every_attempt_lost(delivery):
             outcome = replace(outcome, reason=Reason.POISON)
         if isinstance(outcome, Failed | Unknown):
-            return await self._conclude(delivery, outcome, attempt)
-        return await self._again(delivery, event, attempt)
+            return await self._conclude(delivery, outcome, attempt, claim.provider)
+        return await self._again(delivery, event, attempt, claim.provider)
 
     def _live_until(self, claim: Claim) -> datetime:
         """The end of its lease; later if the database was away, for then its owner may still be about to record."""
         ended = self.outage_ended()
         return max(claim.lease_until, ended + RECORDING) if ended else claim.lease_until
 
-    async def _again(self, delivery: Delivery, event: Found | None, attempt: int) -> Delivery | None:
+    async def _again(
+        self, delivery: Delivery, event: Found | None, attempt: int, provider: str | None
+    ) -> Delivery | None:
         """At once: its lease was wait enough."""
         now = self.now()
         change = Change(
@@ -298,6 +300,7 @@ class Sweep:
             Reason.OUTCOME_UNKNOWN,
             delivery.epoch,
             attempt,
+            provider,
             detail="its lease ran out; sent again",
             possible_duplicate=True,
         )
@@ -306,7 +309,9 @@ class Sweep:
             await self.queue.dispatch(dispatch_of(again, event.data))
         return again
 
-    async def _conclude(self, delivery: Delivery, outcome: Failed | Unknown, attempt: int) -> Delivery | None:
+    async def _conclude(
+        self, delivery: Delivery, outcome: Failed | Unknown, attempt: int, provider: str | None = None
+    ) -> Delivery | None:
         failed = isinstance(outcome, Failed)
         change = Change(
             State.FAILED if failed else State.UNKNOWN,
@@ -314,6 +319,7 @@ class Sweep:
             outcome.reason,
             delivery.epoch,
             attempt,
+            provider,
             detail=outcome.detail,
             possible_duplicate=isinstance(outcome, Failed) and outcome.possible_duplicate,
         )

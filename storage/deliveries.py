@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from heapq import nlargest
+from operator import attrgetter
 
 from pymongo import ASCENDING, DESCENDING
 
@@ -21,8 +22,6 @@ _SENDABLE = [str(state) for state in IN_FLIGHT if state is not State.HELD]
 _STORED_STATES = [str(state) for state in State if state is not State.SENDING]
 _CHANNELS = [str(channel) for channel in Channel]
 _SET_BY_CHANGE = (
-    "state",
-    "reason",
     "detail",
     "epoch",
     "attempt",
@@ -32,6 +31,8 @@ _SET_BY_CHANGE = (
     "tell_at",
     "updated_at",
 )
+"""Besides state and reason."""
+_set_by_change = attrgetter(*_SET_BY_CHANGE)
 PAGE = 2000
 """Claims looked through at once for what is being sent."""
 DEAD_PAGE = 500
@@ -355,15 +356,16 @@ def _same(stored: Delivery | None, wanted: Delivery) -> bool:
 
 
 def _update(delivery: Delivery, changes: Sequence[Change]) -> Document:
-    values = {name: getattr(delivery, name) for name in _SET_BY_CHANGE}
-    values = {name: str(value) if isinstance(value, State | Reason) else value for name, value in values.items()}
+    values: Document = {"state": str(delivery.state), "reason": str(delivery.reason)}
+    unset: Document = {}
+    for name, value in zip(_SET_BY_CHANGE, _set_by_change(delivery), strict=True):
+        (unset if value is None else values)[name] = "" if value is None else value
     if delivery.possible_duplicate:
         values["possible_duplicate"] = True
     if delivery.reference is not None:
         values["reference"] = delivery.reference
-    unset = {name: "" for name, value in values.items() if value is None}
-    update: Document = {"$set": {name: value for name, value in values.items() if value is not None}}
-    update["$push"] = {"history": {"$each": [change.document() for change in changes], "$slice": -HISTORY_KEPT}}
+    history = {"$each": [change.document() for change in changes], "$slice": -HISTORY_KEPT}
+    update: Document = {"$set": values, "$push": {"history": history}}
     return {**update, "$unset": unset} if unset else update
 
 
@@ -375,6 +377,7 @@ def _sending(delivery: Delivery, claim: Claim | None) -> Delivery:
         state=State.SENDING,
         reason=Reason.CLAIMED,
         attempt=delivery.attempt + 1,
+        provider=claim.provider or delivery.provider,
         updated_at=claim.claimed_at,
         due_at=claim.lease_until,
     )

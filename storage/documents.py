@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 from domain.delivery import Change, Delivery
@@ -11,14 +12,18 @@ from domain.vocabulary import Channel, EventState, Lane, Reason, State
 Document = dict[str, Any]
 _ENUMS: Mapping[str, type[Any]] = {"channel": Channel, "lane": Lane, "state": State, "reason": Reason}
 _FIELDS = tuple(field.name for field in fields(Delivery) if field.name not in {"id", "history"})
+_values = attrgetter(*_FIELDS)
 _CHANGE_FIELDS = frozenset(field.name for field in fields(Change))
 
 
 def delivery_document(delivery: Delivery) -> Document:
     """A delivery as it is inserted; unset fields are left out, so that `due_at` exists only where something is due."""
-    document = {name: _plain(getattr(delivery, name)) for name in _FIELDS}
-    present = {name: value for name, value in document.items() if value is not None}
-    return {"_id": delivery.id, **present, "history": [change.document() for change in delivery.history]}
+    values = zip(_FIELDS, _values(delivery), strict=True)
+    document = {name: value for name, value in values if value is not None}
+    for name in _ENUMS:
+        document[name] = str(document[name])
+    document["_id"], document["history"] = delivery.id, [change.document() for change in delivery.history]
+    return document
 
 
 def read_delivery(document: Mapping[str, Any]) -> Delivery:
@@ -70,23 +75,23 @@ def read_event(document: Mapping[str, Any]) -> StoredEvent:
 
 def claim_document(claim: Claim) -> Document:
     """A claim as it is inserted: its id is what only one can win."""
-    return {
+    document = {
         "_id": claim.id,
         "token": claim.token,
         "claimed_at": claim.claimed_at,
         "lease_until": claim.lease_until,
         "purpose": str(claim.purpose),
     }
+    if claim.provider is not None:
+        document["provider"] = claim.provider
+    return document
 
 
 def read_claim(document: Mapping[str, Any]) -> Claim:
     """The claim of a document."""
     purpose = Purpose(document.get("purpose", Purpose.SEND))
-    return Claim(document["_id"], document["token"], document["claimed_at"], document["lease_until"], purpose)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, State | Reason | Channel | Lane) else value
+    lease = document["claimed_at"], document["lease_until"]
+    return Claim(document["_id"], document["token"], *lease, purpose, document.get("provider"))
 
 
 def _typed(name: str, value: Any) -> Any:

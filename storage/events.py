@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from pymongo import ASCENDING, UpdateMany
 
-from domain.group_commit import GroupCommit
+from domain.group_commit import GroupCommit, enough
 from domain.ports import StoredEvent
 from domain.vocabulary import EventState
 from storage.database import Database, Document
@@ -23,12 +23,15 @@ _EVER = datetime.max.replace(tzinfo=UTC)
 class MongoEvents:
     """`domain.ports.Events` in the collection `events`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, in_progress: int = 1) -> None:
+        """`in_progress`: how many events are worked at a time."""
         self._database = database
         self._collection = database.collection("events")
         self._inserts: GroupCommit[Document, bool] = GroupCommit(self._insert)
         self._updates: GroupCommit[Update, None] = GroupCommit(self._update)
-        self._settlements: GroupCommit[tuple[str, str, int], None] = GroupCommit(self._settle, linger=SETTLE_LINGER)
+        self._settlements: GroupCommit[tuple[str, str, int], None] = GroupCommit(
+            self._settle, linger=SETTLE_LINGER, enough=enough(in_progress)
+        )
 
     async def add(self, event: StoredEvent, due_at: datetime) -> bool:
         """Insert with whoever else inserts; the unique `_id` tells a duplicate."""

@@ -1,18 +1,20 @@
 """The suppression list: the truth in MongoDB, and in memory which addresses have to be looked up there at all."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
+from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo import ASCENDING, DESCENDING, ReturnDocument, UpdateOne
 
 from domain.group_commit import GroupCommit
 from domain.suppression import Suppression
 from domain.vocabulary import Channel, SuppressionReason
 from storage.database import Database, Document
-from storage.writes import write_all
+from storage.writes import delete_all, write_all
 
 REFRESH = timedelta(seconds=2)
 """Between two looks for what is new: a suppression by another process takes effect within this, and a moment."""
@@ -23,6 +25,12 @@ OVERLAP = timedelta(seconds=30)
 ANEW = timedelta(minutes=15)
 """How often all of it is read anew: what was removed leaves no trace, and costs a query a message until then."""
 PAGE = 1000
+_FORGIVING: Final = CodecOptions[Document](
+    tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)
+"""A date or a text that Python cannot have is a fault of its own document, not of all that are read with it."""
+UNREADABLE = "unreadable entry"
+"""The source of an entry that cannot be read whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class MongoSuppressions:
 
     def __init__(self, database: Database, limit: int = IN_MEMORY) -> None:
         self._database = database
-        self._collection = database.collection("suppressions")
+        self._collection = database.collection("suppressions").with_options(codec_options=_FORGIVING)
         self._counts = database.collection("soft_bounces")
         self._limit = limit
         self._known: set[int] | None = None
@@ -53,6 +61,7 @@ class MongoSuppressions:
         self.on_added: Callable[[Suppression], None] = lambda _: None
         self._questions: GroupCommit[str, Suppression | None] = GroupCommit(self._look_up)
         self._additions: GroupCommit[Suppression, None] = GroupCommit(self._add_all)
+        self._withdrawals: GroupCommit[tuple[Sequence[str], str], bool] = GroupCommit(self._withdraw_all)
         self._forgotten: GroupCommit[str, None] = GroupCommit(self._forget_all)
 
     # -- what every message asks ------------------------------------------------------------------------------------
@@ -83,18 +92,21 @@ class MongoSuppressions:
         if await self._database.run(self._collection.estimated_document_count) > self._limit:
             self._known = None
         else:
-            found = await self._fingerprints(datetime.min.replace(tzinfo=UTC))
+            found = await self._fingerprints()
             added = await self._fingerprints(began - OVERLAP)  # by others, since the first reading began
             self._known = found
             self._remember(added | self._meanwhile)
         self._seen_until = max(self._seen_until, began)
 
-    async def _fingerprints(self, since: datetime) -> set[int]:
-        """From the index `changed` alone."""
-        query = self._collection.find({"updated_at": {"$gt": since}}, {"_id": 1, "updated_at": 1}).hint("changed")
+    async def _fingerprints(self, since: datetime | None = None) -> set[int]:
+        """From the index `changed` alone; without `since` also those that have no time, or a damaged one."""
+        wanted = {"updated_at": {"$gt": since}} if since else {}
+        query = self._collection.find(wanted, {"_id": 1, "updated_at": 1}).hint("changed")
         documents = await self._database.run(lambda: query.clone().to_list(self._limit + 1))
-        self._seen_until = max([self._seen_until, *(document["updated_at"] for document in documents)])
-        return {_fingerprint(document["_id"]) for document in documents}
+        times = [at for document in documents if isinstance(at := document.get("updated_at"), datetime)]
+        # no later than now: one entry of the year 3000 would hide all that are written until then
+        self._seen_until = min(max([self._seen_until, *times]), max(self._seen_until, datetime.now(UTC)))
+        return {_fingerprint(document["_id"]) for document in documents if _is_key(document["_id"])}
 
     def _wrote(self, keys: Iterable[str]) -> None:
         """Known to this process at once; also while all is read anew, which may have missed it."""
@@ -109,22 +121,23 @@ class MongoSuppressions:
             if len(self._known) > self._limit:
                 self._known = None
 
-    async def _look_up(self, keys: list[str]) -> Sequence[Suppression | Exception | None]:
+    async def _look_up(self, keys: list[str]) -> Sequence[Suppression | None]:
         query = self._collection.find({"_id": {"$in": keys}})
         documents = await self._database.run(lambda: query.clone().to_list(None))
         now = datetime.now(UTC)
-        found = {document["_id"]: _in_force_or_fault(document, now) for document in documents}
+        found = {document["_id"]: entry for document in documents if (entry := _read(document)).in_force(now)}
         return [found.get(key) for key in keys]
 
     # -- what providers and receipts say ----------------------------------------------------------------------------
 
     async def add(self, suppression: Suppression) -> None:
-        """An upsert that changes nothing of what is there; grouped with others'."""
+        """An upsert that changes nothing of what is there, but for what can be withdrawn; grouped with others'."""
         await self._additions.submit(suppression)
 
     async def _add_all(self, additions: list[Suppression]) -> Sequence[None]:
         now = datetime.now(UTC)
-        first = {entry.key: entry for entry in reversed(additions)}
+        ordered = sorted(additions, key=lambda entry: entry.delivery is not None)  # what nothing withdraws comes first
+        first = {entry.key: entry for entry in reversed(ordered)}
         expired = {"_id": {"$in": list(first)}, "expires_at": {"$lte": now}}
         await self._database.run(lambda: self._collection.delete_many(expired, hint="_id_"))
         await self._write([UpdateOne({"_id": key}, _new(entry), upsert=True) for key, entry in first.items()])
@@ -132,6 +145,24 @@ class MongoSuppressions:
         for entry in first.values():
             self.on_added(entry)
         return [None] * len(additions)
+
+    async def withdraw(self, keys: Sequence[str], delivery: str) -> bool:
+        """Asked of the database, whatever memory knows: another process may have been refused a moment ago.
+
+        Grouped with others': of thousands that are replayed most had no address suppressed.
+        """
+        return await self._withdrawals.submit((keys, delivery))
+
+    async def _withdraw_all(self, asked: list[tuple[Sequence[str], str]]) -> Sequence[bool]:
+        keys = sorted({key for own, _ in asked for key in own})
+        query = self._collection.find({"_id": {"$in": keys}}, {"delivery": 1})
+        documents = await self._database.run(lambda: query.clone().to_list(None))
+        made_by = {document["_id"]: document.get("delivery") for document in documents}
+        had = [[key for key in own if made_by.get(key) == delivery] for own, delivery in asked]
+        gone = [{"_id": key, "delivery": made_by[key]} for own in had for key in own]
+        if gone:
+            await delete_all(self._database, self._collection, gone)
+        return [bool(own) for own in had]
 
     async def soft_bounced(self, key: str, ref: str) -> int:
         """One document an address, with the deliveries that bounced: a set, so that one told twice counts once."""
@@ -203,6 +234,14 @@ def _fingerprint(key: str) -> int:
     return int(key[-16:], 16)
 
 
+def _is_key(value: object) -> bool:
+    """Whether an address can have this key; somebody may have written another by hand."""
+    return isinstance(value, str) and _KEY.fullmatch(value) is not None
+
+
+_KEY: Final = re.compile(r"[a-z]+/[0-9a-f]{64}")
+
+
 def _wanted(chosen: SuppressionFilter) -> Document:
     channels = [str(channel) for channel in Channel] if chosen.channel is None else [str(chosen.channel)]
     reasons = [str(reason) for reason in SuppressionReason] if chosen.reason is None else [str(chosen.reason)]
@@ -215,7 +254,7 @@ def _queries(chosen: SuppressionFilter, after: Document | None) -> Sequence[Docu
     query = _wanted(chosen) | in_force
     if after is None:
         return [query]
-    at = after["since"]
+    at = after.get("since")
     return [
         {**query, "since": at, "_id": {"$gt": after["_id"]}},
         {**query, "since": {**query.get("since", {}), "$lt": at}},
@@ -230,6 +269,7 @@ def _document(entry: Suppression) -> Document:
         "source": entry.source,
         "since": entry.since,
         "expires_at": entry.expires_at,
+        "delivery": entry.delivery,
     }
     return {name: value for name, value in document.items() if value is not None}
 
@@ -238,30 +278,62 @@ _STAMP: Mapping[str, Any] = {"$currentDate": {"updated_at": True}}
 """By the server's clock: by it others look for what is new."""
 
 
-def _new(entry: Suppression) -> Document:
-    return {"$setOnInsert": _document(entry), **_STAMP}
+def _new(entry: Suppression) -> Document | list[Document]:
+    """Of what is there nothing is changed; unless it names a delivery, with which it may be withdrawn."""
+    if entry.delivery is not None:
+        return {"$setOnInsert": _document(entry), **_STAMP}
+    lasts = {
+        "$and": [{"$gt": ["$since", None]}, {"$lte": ["$delivery", None]}]
+    }  # a field that is missing is below null
+    new = {"$literal": {"_id": entry.key, **_document(entry)}}
+    return [{"$replaceWith": {"$cond": [lasts, "$$ROOT", new]}}, {"$set": {"updated_at": "$$NOW"}}]
 
 
 def _replacing(entry: Suppression) -> Document:
-    lasting = {"$unset": {"expires_at": ""}} if entry.expires_at is None else {}
-    return {"$set": _document(entry), **_STAMP, **lasting}
+    document = _document(entry)
+    unset = {name: "" for name in ("expires_at", "delivery") if name not in document}
+    return {"$set": document, **_STAMP, "$unset": unset} if unset else {"$set": document, **_STAMP}
 
 
 def _read(document: Mapping[str, Any]) -> Suppression:
+    """The entry, whatever somebody has done to its document by hand.
+
+    One that cannot be read whole suppresses its address all the same, until an operator says otherwise: nothing is sent
+    to who wanted no more. It stops nobody else, and is seen in the list by its source.
+    """
+    try:
+        return _whole(document)
+    except (ValueError, KeyError, TypeError):
+        channel, *_ = str(document["_id"]).partition("/")
+        known = channel if channel in set(Channel) else Channel.EMAIL
+        address, since = document.get("address"), document.get("since")
+        return Suppression(
+            channel=Channel(known),
+            address=address if isinstance(address, str) else "?",
+            reason=SuppressionReason.MANUAL,
+            source=UNREADABLE,
+            since=since if isinstance(since, datetime) else datetime.fromtimestamp(0, UTC),
+        )
+
+
+def _whole(document: Mapping[str, Any]) -> Suppression:
+    """The entry.
+
+    Raises:
+        KeyError, ValueError, TypeError: a field is missing, or is no such thing.
+    """
     return Suppression(
         channel=Channel(document["channel"]),
-        address=document["address"],
+        address=_a(str, document["address"]),
         reason=SuppressionReason(document["reason"]),
-        source=document["source"],
-        since=document["since"],
-        expires_at=document.get("expires_at"),
+        source=_a(str, document["source"]),
+        since=_a(datetime, document["since"]),
+        expires_at=_a(datetime | None, document.get("expires_at")),
+        delivery=_a(str | None, document.get("delivery")),
     )
 
 
-def _in_force_or_fault(document: Mapping[str, Any], now: datetime) -> Suppression | Exception | None:
-    """One that cannot be read is the fault of those alone who ask for its address."""
-    try:
-        entry = _read(document)
-    except (ValueError, KeyError, TypeError) as error:
-        return error
-    return entry if entry.in_force(now) else None
+def _a(kind: Any, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"is a {type(value).__name__}")
+    return value

@@ -1,9 +1,10 @@
 """The servers that every test shares, and what each has of its own: a virtual host, a database, sinks."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack, ExitStack, closing
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,6 +20,7 @@ from deploy.embedded import embedded_servers
 from deploy.rabbit_admin import RabbitAdmin
 from deploy.smtp_sink import SmtpSink
 from deploy.webhook_sink import WebhookSink
+from tests.forking import Ended, Forker, Notipy
 from tests.running import Stack
 
 ROOT = Path(__file__).parent.parent
@@ -37,15 +39,17 @@ class SharedServers:
     amqp_url: str
     mongo_url: str
     management_url: str
+    web_stomp_url: str
 
 
 def _start() -> SharedServers:
     outside = os.environ.get("NOTIPY_AMQP_URL"), os.environ.get("NOTIPY_MONGO_URL")
     if all(outside):
         management = os.environ.get("NOTIPY_MANAGEMENT_URL", "http://127.0.0.1:15672")
-        return SharedServers(str(outside[0]), str(outside[1]), management)
-    servers = _shared.enter_context(embedded_servers(ROOT / ".notipy" / "tests", log=print))
-    return SharedServers(servers.amqp_url, servers.mongo_url, str(servers.management_url))
+        web_stomp = os.environ.get("NOTIPY_WEB_STOMP_URL", "ws://127.0.0.1:15674/ws")
+        return SharedServers(str(outside[0]), str(outside[1]), management, web_stomp)
+    servers = _shared.enter_context(embedded_servers(ROOT / ".notipy" / "tests", web_stomp=True, log=print))
+    return SharedServers(servers.amqp_url, servers.mongo_url, str(servers.management_url), str(servers.web_stomp_url))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -54,7 +58,7 @@ def pytest_configure_node(node: Any) -> None:
     started: SharedServers | None = getattr(node.config, "notipy_servers", None)
     if started is None:
         started = node.config.notipy_servers = _start()
-    node.workerinput["notipy"] = (started.amqp_url, started.mongo_url, started.management_url)
+    node.workerinput["notipy"] = astuple(started)
 
 
 def pytest_unconfigure() -> None:
@@ -69,23 +73,54 @@ def servers(request: pytest.FixtureRequest) -> SharedServers:
     return SharedServers(*given) if given else _start()
 
 
+@pytest.fixture(scope="module")
+def remove_later() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """What a test leaves in the servers is removed while the module's next ones run; only the module's end waits."""
+    removals: list[Future[None]] = []
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="removals") as pool:
+        yield lambda remove: removals.append(pool.submit(remove))
+    for removal in removals:
+        removal.result()
+
+
 @pytest.fixture
-def vhost(servers: SharedServers) -> Iterator[str]:
+def vhost(servers: SharedServers, remove_later: Callable[[Callable[[], None]], None]) -> Iterator[str]:
     """The AMQP URL of a virtual host of the test's own."""
     admin, name = RabbitAdmin(servers.management_url), f"test-{uuid4().hex[:12]}"
     admin.create_vhost(name)
     yield servers.amqp_url.rsplit("/", 1)[0] + f"/{name}"
-    admin.delete_vhost(name)
+    remove_later(lambda: admin.delete_vhost(name))
 
 
 @pytest.fixture
-def database_url(servers: SharedServers) -> Iterator[str]:
+def database_url(servers: SharedServers, remove_later: Callable[[Callable[[], None]], None]) -> Iterator[str]:
     """The URL of a database of the test's own."""
     name = f"test_{uuid4().hex[:12]}"
     base, _, query = servers.mongo_url.partition("?")
+
+    def drop() -> None:
+        with MongoClient[dict[str, Any]](servers.mongo_url) as client:
+            client.drop_database(name)
+
     yield f"{base.rsplit('/', 1)[0]}/{name}?{query}"
-    with MongoClient[dict[str, Any]](servers.mongo_url) as client:
-        client.drop_database(name)
+    remove_later(drop)
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    """Starts NotiPy's processes without their second of imports."""
+    with closing(Forker()) as forker:
+        yield forker
+
+
+@pytest.fixture
+def notipy(forker: Forker, config_file: Path) -> Notipy:
+    """The command, as a process of its own with the test's settings: run to its end."""
+
+    async def run(*arguments: str, stdin: str = "", config: Path = config_file) -> Ended:
+        return await forker.run("--config", str(config), *arguments, stdin=stdin)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -190,8 +190,15 @@ class MemorySuppressions:
         return {key: self.stored[key] for key in keys if key in self.stored and self.stored[key].in_force(self.now())}
 
     async def add(self, suppression: Suppression) -> None:
-        if suppression.key not in await self.among([suppression.key]):
+        found = (await self.among([suppression.key])).get(suppression.key)
+        if found is None or (found.delivery is not None and suppression.delivery is None):
             self.stored[suppression.key] = suppression
+
+    async def withdraw(self, keys: Sequence[str], delivery: str) -> bool:
+        own = [key for key in keys if key in self.stored and self.stored[key].delivery == delivery]
+        for key in own:
+            del self.stored[key]
+        return bool(own)
 
     async def soft_bounced(self, key: str, ref: str) -> int:
         self.bounced.setdefault(key, set()).add(ref)
@@ -267,7 +274,7 @@ class RecordingQueue:
     ) -> None:
         self.rejected.append((incoming, reason, faults))
 
-    async def status(self, delivery: Delivery, change: Change) -> None:
+    async def status(self, delivery: Delivery, change: Change, *, patient: bool = False) -> None:
         self.told.append(change)
 
     async def waiting(self, channel: Channel, lane: Lane) -> Waiting:
@@ -287,11 +294,21 @@ class PlainRenderer:
     def check(self, channel: Channel, content: Mapping[str, Any]) -> Sequence[Fault]:
         return ()
 
-    def missing(self, channel: Channel, content: Mapping[str, Any], data: Mapping[str, Any]) -> Sequence[str]:
+    def missing(
+        self, channel: Channel, content: Mapping[str, Any], data: Mapping[str, Any], locale: str | None = None
+    ) -> Sequence[str]:
         return ()
 
     def render(self, channel: Channel, content: Mapping[str, Any], context: Mapping[str, Any]) -> Mapping[str, str]:
         return {name: value for name, value in content.items() if isinstance(value, str)}
+
+    def copies(self, content: Mapping[str, str]) -> Sequence[str]:
+        return [each for field in ("cc", "bcc") for each in content.get(field, "").split()]
+
+    def without_copies(self, content: Mapping[str, str], addresses: Collection[str]) -> Mapping[str, str]:
+        fields = {field: content[field].split() for field in ("cc", "bcc") if field in content}
+        fewer = {field: " ".join(a for a in each if a not in addresses) for field, each in fields.items()}
+        return {**content, **fewer}
 
 
 @dataclass

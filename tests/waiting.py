@@ -14,15 +14,16 @@ def wait_until(check: Callable[[], object], timeout: float = 10.0) -> None:
     An AssertionError of `check` counts as "not yet", and is the failure that is shown in the end.
     """
     deadline = time.monotonic() + timeout
-    while not _holds(check, last=time.monotonic() > deadline, timeout=timeout):
-        time.sleep(_POLL_SECONDS)
+    while not _holds(check, last=(begun := time.monotonic()) > deadline, timeout=timeout):
+        time.sleep(_rest(begun))
 
 
 async def eventually(check: Callable[[], object | Awaitable[object]], timeout: float = 10.0) -> None:
     """`wait_until` for a running event loop; `check` may be a coroutine function."""
     deadline = time.monotonic() + timeout
     while True:
-        last = time.monotonic() > deadline
+        begun = time.monotonic()
+        last = begun > deadline
         try:
             result = check()
             if inspect.isawaitable(result):
@@ -35,7 +36,12 @@ async def eventually(check: Callable[[], object | Awaitable[object]], timeout: f
                 return
             if last:
                 raise AssertionError(_message(check, timeout))
-        await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.sleep(_rest(begun))
+
+
+def _rest(begun: float) -> float:
+    """Until the next look: as long as this one took, so that looking does not slow down what is waited for."""
+    return max(_POLL_SECONDS, time.monotonic() - begun)
 
 
 def _holds(check: Callable[[], object], *, last: bool, timeout: float) -> bool:

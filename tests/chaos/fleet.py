@@ -110,8 +110,8 @@ class Fleet:
         document: dict[str, Any] = {**self.settings, "metrics": {"host": LOOPBACK, "port": port}}
         channels = {channel: dict(chosen) for channel, chosen in document["channels"].items()}
         if "email" in channels:
-            provider = {**channels["email"]["providers"][0], "local_hostname": f"{name}.localhost"}
-            channels["email"]["providers"] = [provider]
+            providers = channels["email"]["providers"]
+            channels["email"]["providers"] = [{**each, "local_hostname": f"{name}.localhost"} for each in providers]
         return {**document, "channels": channels}
 
     async def ready(self, *names: str) -> None:
@@ -175,13 +175,23 @@ class Fleet:
         """How many tasks its event loop has, as of its last look; 0 if it does not say."""
         return await self._metric(name, "notipy_tasks")
 
+    async def paused(self, name: str, provider: str) -> bool:
+        """Whether it leaves a provider alone."""
+        return await self._metric(name, "notipy_provider_paused", provider=provider) > 0
+
     async def in_flight(self) -> float:
         """How many messages all of them have in progress."""
         return sum([await self._metric(name, "notipy_in_flight") for name in self.members])
 
-    async def _metric(self, name: str, metric: str) -> float:
+    async def total(self, metric: str, **labels: str) -> float:
+        """The sum, over all of them, of a metric's samples that have these labels."""
+        return sum([await self._metric(name, metric, **labels) for name in self.members])
+
+    async def _metric(self, name: str, metric: str, **labels: str) -> float:
         page = await self._get(name, "metrics") or ""
-        return sum(float(value) for value in re.findall(rf"^{metric}(?:{{.*}})? (\S+)$", page, re.M))
+        samples = re.findall(rf"^{metric}(?:{{(.*)}})? (\S+)$", page, re.M)
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        return sum(float(value) for given, value in samples if all(each in given for each in wanted))
 
     def memory(self, name: str) -> float:
         """Resident megabytes."""

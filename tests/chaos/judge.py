@@ -2,17 +2,18 @@
 
 What counts as a violation, by its first word:
 
-| word          | meaning                                                                                        |
-| ------------- | ---------------------------------------------------------------------------------------------- |
-| `lost`        | a confirmed event is not stored, a delivery of it not planned, or `sent` and never arrived      |
-| `unexplained` | not final, an event not planned to the end, or a state that nothing explains                    |
-| `unflagged`   | arrived more than once, or arrived and not `sent`, and nothing says so                          |
-| `repeated`    | arrived more than once over a channel that is at_most_once                                      |
-| `unclaimed`   | arrived more often than there are claims                                                        |
-| `stuck`       | messages left in a queue, or un-acknowledged                                                    |
-| `parked`      | a dead-letter queue lacks a failed delivery, or holds what is no failed delivery                 |
-| `grown`       | connections, channels, memory or tasks that did not come back to what they were                  |
-| `slow`        | the recovery took longer than the fault allows                                                   |
+| word           | meaning                                                                                    |
+| -------------- | ------------------------------------------------------------------------------------------ |
+| `lost`         | a confirmed event is not stored, a delivery of it not planned, or `sent` and never arrived |
+| `unexplained`  | not final, an event not planned to the end, or a state that nothing explains               |
+| `unflagged`    | arrived more than once, or arrived and not `sent`, and nothing says so                     |
+| `repeated`     | arrived more than once over a channel that is at_most_once                                 |
+| `unclaimed`    | arrived more often than there are claims                                                   |
+| `unattributed` | arrived through a provider more often than its history has attempts of that provider       |
+| `stuck`        | messages left in a queue, or un-acknowledged                                               |
+| `parked`       | a dead-letter queue lacks a failed delivery, or holds what is no failed delivery           |
+| `grown`        | connections, channels, memory or tasks that did not come back to what they were            |
+| `slow`         | the recovery took longer than the fault allows                                             |
 """
 
 from collections import Counter
@@ -41,6 +42,8 @@ class StoredDelivery:
     reason: str
     flagged: bool = False
     detail: str = ""
+    attempts: Mapping[str, int] = field(default_factory=dict)
+    """By each provider that its history names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class Evidence:
         events: state and number of planned deliveries of each stored event, by the producer's id.
         claims: how many attempts of each delivery were claimed.
         arrived: how often each delivery arrived at a sink.
+        through: the same by the provider; what is not there is not looked at.
         semantics: of each channel.
         left: messages in each queue that is no dead-letter queue, after every process has stopped.
         recovery: seconds.
@@ -101,6 +105,7 @@ class Evidence:
     claims: Mapping[str, int]
     arrived: Mapping[str, int]
     semantics: Mapping[str, str]
+    through: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     left: Mapping[str, int] = field(default_factory=dict)
     parked: Sequence[Parked] = ()
     measures: Sequence[Measure] = ()
@@ -131,6 +136,7 @@ def judge(found: Evidence, allowed: Allowances) -> Judgement:
         *_events(found),
         *_states(found, allowed),
         *_duplicates(found),
+        *_providers(found),
         *_doubts(found, allowed),
         *_strangers(found, by_id),
         *_queues(found, allowed),
@@ -204,6 +210,14 @@ def _duplicates(found: Evidence) -> Iterator[Violation]:
             yield f"unflagged: {delivery.state} ({delivery.reason}), yet it arrived", delivery.id
         if times > found.claims.get(delivery.id, 0):
             yield f"unclaimed: arrived {times} times, claimed {found.claims.get(delivery.id, 0)}", delivery.id
+
+
+def _providers(found: Evidence) -> Iterator[Violation]:
+    for delivery in found.deliveries:
+        for provider, times in found.through.get(delivery.id, {}).items():
+            if times > (known := delivery.attempts.get(provider, 0)):
+                told = f"arrived {times} times through {provider}, which its history names {known} times"
+                yield f"unattributed: {told}", delivery.id
 
 
 def _doubts(found: Evidence, allowed: Allowances) -> Iterator[Violation]:

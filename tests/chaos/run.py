@@ -25,7 +25,7 @@ from tests.chaos.fleet import Fleet
 from tests.chaos.judge import Allowances, Evidence, Judgement, Measure, Parked, StoredDelivery, judge
 from tests.chaos.load import CATALOG, SOURCE, Producer, Published, make_load
 from tests.chaos.proxy import TcpProxy
-from tests.chaos.sinks import Arrivals, Certificates, Hooks, MailServer, count_files
+from tests.chaos.sinks import FILES, HOOKS, MAIL, Arrivals, Certificates, Hooks, MailServer, count_files
 from tests.running import Stack
 from tests.waiting import eventually
 
@@ -46,7 +46,7 @@ _ROLES = ("--roles", "events,email,sweeper")
 
 
 async def nothing(_run: "Run") -> None:
-    """No preparation is needed."""
+    """There is nothing to prepare, or to look at."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Fault:
         inject: makes it happen and ends it; the recovery is timed from its return.
         prepare: what has to be there before NotiPy starts.
         failpoints: of the process `a`, if the fault is its own.
+        settled: looks at the processes when everything has come to rest, before they are stopped.
         events, recipients: the load.
         rate: events a second.
         begins: which part of the deliveries has arrived when it begins, at least and at most.
@@ -70,6 +71,7 @@ class Fault:
     inject: Callable[["Run"], Awaitable[None]]
     prepare: Callable[["Run"], Awaitable[None]] = nothing
     failpoints: Callable[["Run"], str] | None = None
+    settled: Callable[["Run"], Awaitable[None]] = nothing
     events: int = 1000
     recipients: int = 1
     rate: float = 125.0
@@ -123,6 +125,8 @@ class Run:
     producer: Producer
     scale: float = 1.0
     replica_set: ReplicaSet | None = None
+    spare: MailServer | None = None
+    """A second mail server, for those faults that have one."""
     certificates: Certificates | None = None
     proxies: dict[str, TcpProxy] = field(default_factory=dict)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -138,6 +142,12 @@ class Run:
         """The servers, which this fault may kill."""
         assert isinstance(self.arena, OwnArena), "this fault needs servers of its own"
         return self.arena
+
+    @property
+    def second(self) -> MailServer:
+        """The second mail server."""
+        assert self.spare is not None, "this fault needs a second mail server"
+        return self.spare
 
     @property
     def semantics(self) -> Mapping[str, str]:
@@ -287,9 +297,9 @@ def _client(url: str) -> AsyncMongoClient[dict[str, Any]]:
 def _settings(run: Run) -> dict[str, Any]:
     """Short times: what takes minutes in production takes tenths of a second here."""
     retry = ["200ms", "500ms", *["1s"] * 10]
-    smtp = {"name": "mail", "kind": "smtp", "url": run.mail.url, "from": "Shop <shop@example.org>", "timeout": "2s"}
-    hook = {"name": "hooks", "kind": "webhook", "secret": SECRET, "allow_private": True, "timeout": "2s"}
-    sms = {"name": "files", "kind": "file", "directory": str(run.directory / "sms")}
+    smtp = {"name": MAIL, "kind": "smtp", "url": run.mail.url, "from": "Shop <shop@example.org>", "timeout": "2s"}
+    hook = {"name": HOOKS, "kind": "webhook", "secret": SECRET, "allow_private": True, "timeout": "2s"}
+    sms = {"name": FILES, "kind": "file", "directory": str(run.directory / "sms")}
     channels = {"email": smtp, "webhook": hook, "sms": sms}
     return {
         "amqp_url": run.arena.vhost_url(run.vhost),
@@ -343,6 +353,7 @@ async def _played(run: Run) -> tuple[float, Sequence[Measure]]:
     if not await _at_rest(run, SETTLE_SECONDS):
         run.note(f"not at rest after {SETTLE_SECONDS:g} s")
     run.phase("at rest")
+    await fault.settled(run)
     measures = await _compared(run, before)
     run.phase("compared")
     await run.fleet.stop()
@@ -470,7 +481,7 @@ async def _evidence(run: Run, healed: float, measures: Sequence[Measure]) -> Evi
         document["id"]: (document["state"], document.get("planned", 0))
         async for document in run.database["events"].find({"source": SOURCE}, {"body": 0})
     }
-    deliveries = [_stored(document) async for document in run.database["deliveries"].find({}, {"history": 0})]
+    deliveries = [_stored(document) async for document in run.database["deliveries"].find({}, {"history.detail": 0})]
     claims = Counter([d["_id"].partition("/")[0] async for d in run.database["attempts"].find({}, {"_id": 1})])
     ended_badly = [f"{name} ended with {code} when asked to stop" for name, code in run.fleet.exits.items() if code]
     return Evidence(
@@ -479,6 +490,7 @@ async def _evidence(run: Run, healed: float, measures: Sequence[Measure]) -> Evi
         deliveries=deliveries,
         claims=claims,
         arrived=dict(run.arrivals.times),
+        through=dict(run.arrivals.through),
         semantics=run.semantics,
         left=await _left(run),
         parked=await _parked(run),
@@ -500,7 +512,14 @@ def _stored(document: Mapping[str, Any]) -> StoredDelivery:
         reason=document["reason"],
         flagged=bool(document.get("possible_duplicate")),
         detail=str(document.get("detail") or ""),
+        attempts=_attempts(document["history"]),
     )
+
+
+def _attempts(history: Sequence[Mapping[str, Any]]) -> Mapping[str, int]:
+    """How many of the attempts in a history are each provider's."""
+    made = [each for each in history if "provider" in each and each["state"] != State.HELD]  # which makes none
+    return Counter(provider for _, _, provider in {(each["epoch"], each["attempt"], each["provider"]) for each in made})
 
 
 async def _parked(run: Run) -> list[Parked]:

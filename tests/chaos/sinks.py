@@ -4,6 +4,7 @@ import asyncio
 import re
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,17 +23,21 @@ from deploy.webhook_sink import Call, WebhookSink
 _MESSAGE_ID = re.compile(rb"^Message-ID: <([0-9a-f-]{36})\.(\d+)@", re.M)
 _SMS_DELIVERY = re.compile(r"^Delivery: (\S+)$", re.M)
 USER, PASSWORD = "shop", "right-password"
+MAIL, HOOKS, FILES = "mail", "hooks", "files"
+"""The providers' names in NotiPy's settings."""
 
 
 @dataclass
 class Arrivals:
-    """Every message that a sink took, by delivery: how often, and when first."""
+    """Every message that a sink took, by delivery: how often, through which providers, and when first."""
 
     times: dict[str, int] = field(default_factory=dict)
+    through: dict[str, Counter[str]] = field(default_factory=dict)
     first: dict[str, float] = field(default_factory=dict)
 
-    def add(self, delivery: str) -> None:
+    def add(self, delivery: str, provider: str) -> None:
         self.times[delivery] = self.times.get(delivery, 0) + 1
+        self.through.setdefault(delivery, Counter())[provider] += 1
         self.first.setdefault(delivery, time.monotonic())
 
     @property
@@ -58,14 +63,16 @@ class MailServer(SmtpSink):
     """A mail server that counts what it took by the delivery in its Message-ID.
 
     Attributes:
+        name: the provider's, in NotiPy's settings.
         mood: how it behaves; `None` of the moods holds for recipients alone, whose names script them.
         on_content: told the client's name (EHLO) and the stage, `rcpt` before the content, `data` after it.
         password: what it wants, if `authenticates`.
         certificate: what it shows, if not None.
     """
 
-    def __init__(self, directory: Path, arrivals: Arrivals, *, authenticates: bool = False) -> None:
+    def __init__(self, directory: Path, arrivals: Arrivals, *, name: str = MAIL, authenticates: bool = False) -> None:
         super().__init__(directory)
+        self.name = name
         self.arrivals = arrivals
         self.mood = Mood.GOOD
         self.on_content: Callable[[str, str], None] = lambda _name, _stage: None
@@ -134,7 +141,7 @@ class MailServer(SmtpSink):
 
     def _keep(self, envelope: Envelope) -> None:
         found = _MESSAGE_ID.search(bytes(envelope.original_content or b""))
-        self.arrivals.add(found[1].decode() if found else "a mail without a delivery's Message-ID")
+        self.arrivals.add(found[1].decode() if found else "a mail without a delivery's Message-ID", self.name)
 
 
 class Hooks(WebhookSink):
@@ -160,7 +167,7 @@ class Hooks(WebhookSink):
 
     def _record(self, call: Call) -> None:
         if call.status < 300:
-            self.arrivals.add(call.webhook_id.partition("/")[0])
+            self.arrivals.add(call.webhook_id.partition("/")[0], HOOKS)
 
 
 def count_files(directory: Path, arrivals: Arrivals) -> None:
@@ -170,7 +177,7 @@ def count_files(directory: Path, arrivals: Arrivals) -> None:
         with suppress(OSError):
             found = _SMS_DELIVERY.search(path.read_text(encoding="utf-8"))
             if found and found[1] not in arrivals.times:
-                arrivals.add(found[1])
+                arrivals.add(found[1], FILES)
                 arrivals.first[found[1]] = path.stat().st_mtime + ahead
 
 

@@ -55,8 +55,17 @@ async def test_a_handler_passes_before_it_begins() -> None:
     assert seen == [1]
 
 
+def test_a_failover_passes_when_it_has_been_told() -> None:
+    points = Failpoints({"failed_over": counted("failed_over")})
+    seen: list[tuple[str, int]] = []
+    points.failover(lambda settled: seen.append((settled, points.points["failed_over"].passages)))("settled")
+    assert seen == [("settled", 0)]
+    assert points.points["failed_over"].passages == 1
+
+
 def test_nothing_is_wrapped_where_none_is_set() -> None:
     port, points = Port(), Failpoints()
+    assert points.failover(seen := lambda _: None) is seen
     assert not points
     assert points.deliveries(port) is port
     assert points.queue(port) is port

@@ -73,6 +73,12 @@ def test_a_duplicate_without_a_flag_is_found() -> None:
     assert "unflagged: arrived 2 times: d1" in found(evidence)
 
 
+def test_an_arrival_through_a_provider_that_the_history_does_not_name_is_found() -> None:
+    evidence = with_deliveries(replace(SENT, attempts={"mail": 1}), through={"d1": {"spare": 1}})
+    assert "unattributed: arrived 1 times through spare, which its history names 0 times: d1" in found(evidence)
+    assert not found(replace(evidence, through={"d1": {"mail": 1}}))
+
+
 def test_a_duplicate_with_its_flag_is_counted() -> None:
     evidence = with_deliveries(replace(SENT, flagged=True), arrived={"d1": 2, "d2": 1}, claims={**GOOD.claims, "d1": 2})
     judgement = judge(evidence, Allowances())

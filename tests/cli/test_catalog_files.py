@@ -81,6 +81,20 @@ def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, text: str, message
     assert message in told(found, catalog)
 
 
+def test_an_argument_of_a_filter_that_can_never_be_right_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "price.j2").write_text("\n{{ price | money('EUROS') }}")
+    found = load(tmp_path, on_sms("\"{% if big %}\\n{{ at | date('HH:mm') }}{% endif %}{% include 'price.j2' %}\""))
+    assert told(found, tmp_path) == (
+        "a.yaml:5: channels.sms.text: line 2: the filter date takes full, long, medium, short or a pattern of CLDR "
+        "such as 'd. MMMM y'"
+    )
+    found = load(tmp_path, on_sms("\"{% include 'price.j2' %}\""))
+    assert told(found, tmp_path) == (
+        "a.yaml:5: channels.sms.text: price.j2 line 2: the filter money takes a currency of three capital letters, "
+        "such as EUR"
+    )
+
+
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("name: [")
     found = load(tmp_path, "name: a\non: x\nchannels:\n  email: {text: hi}\n  sms: {}\n")
@@ -171,3 +185,18 @@ def test_a_name_that_no_event_must_bring_is_doubted(tmp_path: Path, more: str, d
     found = load(tmp_path, f'name: a\non: x\nchannels:\n  sms:\n    text: "{text}"\n{more}')
     assert not found.faults
     assert [warning.text.split(",")[0] for warning in found.warnings] == [f"uses {name}" for name in doubted]
+
+
+def test_a_name_that_one_locale_alone_needs_is_told_of_that_one(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        "name: a\non: x.y\nrequired: [c]\nchannels:\n  sms:\n    text: '{{ a }} {{ c }}'\n    locales:\n"
+        "      de: {text: '{{ a }} {{ b }} {{ c }}'}\n",
+    )
+    assert [str(warning).replace(f"{tmp_path}/", "") for warning in found.warnings] == [
+        "a.yaml:5: channels.sms: uses a, which is not required: an event without it is not delivered (template_error)",
+        (
+            "a.yaml:8: channels.sms.locales.de: uses b, which is not required: "
+            "an event without it is not delivered to recipients of this locale (template_error)"
+        ),
+    ]

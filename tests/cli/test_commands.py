@@ -6,11 +6,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,49 +18,9 @@ from deploy.smtp_sink import SmtpSink
 from domain.delivery import Change
 from domain.ports import Claim
 from domain.vocabulary import Reason, State
+from tests.forking import Notipy
 from tests.running import ORDER_SHIPPED, Stack, order
 from tests.waiting import eventually
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Notipy = Callable[..., Coroutine[Any, Any, Ended]]
-
-
-def as_file(settings: Settings, folder: Path) -> Path:
-    document = settings.model_dump(mode="json") | {
-        "amqp_url": settings.amqp_url.get_secret_value(),
-        "mongo_url": settings.mongo_url.get_secret_value(),
-    }
-    file = folder / "notipy.yaml"
-    file.write_text(yaml.safe_dump(document))
-    return file
-
-
-@pytest.fixture
-def notipy(settings: Settings, tmp_path: Path) -> Notipy:
-    file = as_file(settings, tmp_path)
-
-    async def run(*args: str, stdin: str = "", config: Path = file) -> Ended:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "cli.main", "--config", str(config), *args),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        out, err = await process.communicate(stdin.encode())
-        return Ended(process.returncode or 0, out.decode(), err.decode())
-
-    return run
 
 
 @pytest.fixture
@@ -350,15 +307,14 @@ async def test_dead_events_are_listed_replayed_and_dropped(notipy: Notipy, setti
 
 
 async def test_ctrl_c_at_the_question_leaves_everything_as_it_is(
-    settings: Settings, tmp_path: Path, stack: Stack
+    settings: Settings, config_file: Path, stack: Stack
 ) -> None:
     async with running(settings):
         await stack.publish(b"no json", message_id="bad-1")
         await eventually(lambda: _holds(stack, "notipy.dead.events", 1))
     keyboard, screen = os.openpty()
-    file = as_file(settings, tmp_path)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cli.main", "--config", str(file), "dead", "drop", "--channel", "events"),
+        *(sys.executable, "-m", "cli.main", "--config", str(config_file), "dead", "drop", "--channel", "events"),
         stdin=screen,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -458,7 +414,7 @@ async def test_the_audit_names_what_is_amiss_and_repairs_it(notipy: Notipy, sett
 
 
 async def test_the_doctor_masks_secrets_and_says_what_fails(
-    notipy: Notipy, settings: Settings, stack: Stack, tmp_path: Path
+    notipy: Notipy, config_file: Path, stack: Stack, tmp_path: Path
 ) -> None:
     await stack.apply(ORDER_SHIPPED)
     good = await notipy("doctor", "--json")
@@ -470,7 +426,7 @@ async def test_the_doctor_masks_secrets_and_says_what_fails(
     assert "guest:guest" not in good.out
     file = tmp_path / "wrong.yaml"
     wrong = {"name": "gone", "kind": "smtp", "url": "smtp://u:geheim@127.0.0.1:1?tls=none", "from": "a@example.org"}
-    document = yaml.safe_load(as_file(settings, tmp_path).read_text()) | {"channels": {"sms": {"providers": [wrong]}}}
+    document = yaml.safe_load(config_file.read_text()) | {"channels": {"sms": {"providers": [wrong]}}}
     file.write_text(yaml.safe_dump(document | {"amqp_url": "amqp://nobody:geheim@127.0.0.1:1/"}))
     bad = await notipy("doctor", config=file)
     assert bad.code == 1
@@ -486,10 +442,10 @@ async def test_the_doctor_masks_secrets_and_says_what_fails(
 
 @pytest.mark.parametrize("command", [("audit",), ("notifications", "list"), ("deliveries", "list")])
 async def test_what_reads_mongodb_alone_does_not_need_the_broker(
-    notipy: Notipy, settings: Settings, tmp_path: Path, command: tuple[str, ...]
+    notipy: Notipy, config_file: Path, command: tuple[str, ...]
 ) -> None:
-    file = as_file(settings, tmp_path)
-    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"amqp_url": "amqp://127.0.0.1:1/"}))
+    document = yaml.safe_load(config_file.read_text())
+    config_file.write_text(yaml.safe_dump(document | {"amqp_url": "amqp://127.0.0.1:1/"}))
     assert (await notipy(*command)).code == 0
 
 
@@ -501,10 +457,9 @@ async def test_what_reads_mongodb_alone_does_not_need_the_broker(
     ],
 )
 async def test_a_server_that_cannot_be_reached_is_told_with_what_to_do(
-    notipy: Notipy, settings: Settings, tmp_path: Path, setting: dict[str, str], told: str
+    notipy: Notipy, config_file: Path, setting: dict[str, str], told: str
 ) -> None:
-    file = as_file(settings, tmp_path)
-    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | setting))
+    config_file.write_text(yaml.safe_dump(yaml.safe_load(config_file.read_text()) | setting))
     ended = await notipy("deliveries", "cancel", "x")
     assert ended.code == 1
     assert told in ended.err

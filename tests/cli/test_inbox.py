@@ -1,14 +1,12 @@
 """`notipy inbox`, as a process of its own over a real database."""
 
-import asyncio
 import json
-import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from domain.inbox import InboxItem, Mark, Marking
+from tests.forking import Notipy
 from tests.running import Stack
 
 NOW = datetime(2026, 11, 22, 17, 0, tzinfo=UTC)
@@ -25,40 +23,30 @@ async def filled(stack: Stack) -> None:
     await inbox.mark(Marking("user-7", Mark.ARCHIVED, ("d1/1",), NOW))
 
 
-async def notipy(config: Path, *args: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cli.main", "--config", str(config), "inbox", *args),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
-
-
 @pytest.mark.usefixtures("filled")
-async def test_an_inbox_is_listed_page_by_page(config_file: Path) -> None:
-    code, out, err = await notipy(config_file, "list", "user-7", "--limit", "1", "--json")
+async def test_an_inbox_is_listed_page_by_page(notipy: Notipy) -> None:
+    code, out, err = await notipy("inbox", "list", "user-7", "--limit", "1", "--json")
     (newest,) = map(json.loads, out.splitlines())
     assert (code, newest["id"], newest["unread"], newest["at"]) == (0, "d2/1", True, "2026-11-22T17:02:00Z")
     cursor = err.split("--after '")[1].split("'")[0]
-    _, out, _ = await notipy(config_file, "list", "user-7", "--limit", "2", "--after", cursor, "--json")
+    _, out, _ = await notipy("inbox", "list", "user-7", "--limit", "2", "--after", cursor, "--json")
     assert [json.loads(line)["id"] for line in out.splitlines()] == ["d0/1"]
 
 
 @pytest.mark.usefixtures("filled")
-async def test_it_is_shown_counted_and_its_archive_apart(config_file: Path) -> None:
-    code, out, err = await notipy(config_file, "list", "user-7")
+async def test_it_is_shown_counted_and_its_archive_apart(notipy: Notipy) -> None:
+    code, out, err = await notipy("inbox", "list", "user-7")
     assert code == 0
     assert [line.split()[1] for line in out.splitlines()] == ["STATE", "new", "read"]
     assert "\x1b" not in out
     assert "2 items, 1 unseen, 1 unread" in err
-    _, out, _ = await notipy(config_file, "list", "user-7", "--archived")
+    _, out, _ = await notipy("inbox", "list", "user-7", "--archived")
     assert "archived" in out
-    _, out, _ = await notipy(config_file, "count", "user-7", "--json")
+    _, out, _ = await notipy("inbox", "count", "user-7", "--json")
     assert json.loads(out) == {"recipient": "user-7", "items": 2, "unseen": 1, "unread": 1}
 
 
-async def test_a_cursor_that_is_none_is_told(config_file: Path) -> None:
-    code, _, err = await notipy(config_file, "list", "user-7", "--after", "yesterday")
+async def test_a_cursor_that_is_none_is_told(notipy: Notipy) -> None:
+    code, _, err = await notipy("inbox", "list", "user-7", "--after", "yesterday")
     assert code == 2
     assert "--after" in err

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cli.parked import event_record, faults_told, key_of, meant
+from cli.parked import Chosen, event_record, faults_told, key_of, meant
 from consumers.dead_letters import DeadEvent
 from domain.operate import Refused
 from domain.ports import DeadFilter
@@ -46,6 +46,16 @@ def test_a_filter_means_an_event(chosen: DeadFilter, expected: bool) -> None:
 
 def test_an_event_without_a_time_is_in_no_window() -> None:
     assert not meant(dead(parked_at=None), DeadFilter(since=PARKED_AT))
+
+
+def test_a_message_without_an_id_is_named_by_what_it_says() -> None:
+    nameless, other = dead(message_id=None), dead(message_id=None, body=b"[]")
+    assert dead().id == "ord-1"
+    assert (nameless.id, other.id) == ("44136fa355b3678a", "4f53cda18c2baa0c")
+    assert event_record(nameless, body=False)["id"] == nameless.id
+    chosen = Chosen(True, DeadFilter(reason=Reason.INVALID), None, ids=(nameless.id, "ord-1"))
+    assert [chosen.means(each) for each in (nameless, dead(), other)] == [True, True, False]
+    assert not chosen.means(dead(reason="not_json")), "the other filters hold as well"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,12 @@
 """What a person sees of the schema's version."""
 
-import asyncio
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pymongo import MongoClient
 
 from config.settings import Settings
+from tests.forking import Notipy
 
 
 @pytest.fixture
@@ -24,19 +21,9 @@ def schema(settings: Settings) -> Any:
     return write
 
 
-async def notipy(config_file: Path, *args: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cli.main", "--config", str(config_file), *args),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
-
-
-async def test_the_doctor_shows_it(config_file: Path, schema: Any) -> None:
+async def test_the_doctor_shows_it(notipy: Notipy, schema: Any) -> None:
     async def told() -> dict[str, Any]:
-        lines = [json.loads(line) for line in (await notipy(config_file, "doctor", "--json"))[1].splitlines()]
+        lines = (await notipy("doctor", "--json")).records
         return next(line for line in lines if line["check"] == "schema")
 
     assert (await told())["detail"] == "version 1"
@@ -48,10 +35,10 @@ async def test_the_doctor_shows_it(config_file: Path, schema: Any) -> None:
 
 @pytest.mark.parametrize("command", [("run",), ("deliveries", "list"), ("doctor",)])
 async def test_where_this_notipy_is_too_old_it_stops_and_says_what_to_do(
-    config_file: Path, schema: Any, command: tuple[str, ...]
+    notipy: Notipy, schema: Any, command: tuple[str, ...]
 ) -> None:
     schema(7, 5)
-    code, out, err = await notipy(config_file, *command)
+    code, out, err = await notipy(*command)
     assert code == 1
     told = " ".join((out + err).split())
     assert "schema version 7, written by a newer NotiPy" in told

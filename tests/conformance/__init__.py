@@ -1,1 +1,1 @@
-"""What every provider with an HTTP API promises, caused over real conversations."""
+"""What every provider promises, caused for real: over the conversations, brokers and files that it is made for."""

@@ -1,20 +1,6 @@
-"""A reader of Adaptive Cards, as their schema explorer (adaptivecards.io/explorer, version 1.4) has the elements."""
+"""A reader of Adaptive Cards. Their elements and fields `tests/published.py` checks, by Microsoft's own types."""
 
 from typing import Any
-
-BLOCK = {"type", "id", "spacing", "separator", "isVisible", "height", "fallback", "requires"}
-TEXT = {"type", "text", "color", "fontType", "highlight", "isSubtle", "italic", "size", "strikethrough", "weight"}
-FIELDS = {
-    "TextBlock": BLOCK | TEXT | {"wrap", "maxLines", "horizontalAlignment", "style"},
-    "RichTextBlock": BLOCK | {"inlines", "horizontalAlignment"},
-    "TextRun": TEXT | {"underline", "selectAction"},
-    "Action.OpenUrl": {"type", "title", "url", "iconUrl", "tooltip", "style", "mode", "isEnabled"},
-}
-VALUES = {
-    "size": {"Small", "Default", "Medium", "Large", "ExtraLarge"},
-    "weight": {"Lighter", "Default", "Bolder"},
-    "spacing": {"Default", "None", "Small", "Medium", "Large", "ExtraLarge", "Padding"},
-}
 
 
 def check(card: dict[str, Any]) -> None:
@@ -22,13 +8,8 @@ def check(card: dict[str, Any]) -> None:
     assert card["type"] == "AdaptiveCard"
     assert card["$schema"] == "http://adaptivecards.io/schemas/adaptive-card.json"
     assert "1.2" <= card["version"] <= "1.5", "RichTextBlock came with 1.2"
-    for element in elements(card):
-        known = FIELDS[element["type"]]
-        assert element.keys() <= known, f"{element['type']} has no {element.keys() - known}"
-        for name, values in VALUES.items():
-            assert element.get(name, "Default") in values
-        if element["type"] == "Action.OpenUrl":
-            assert element["url"].startswith(("https://", "http://"))
+    links = [element["url"] for element in elements(card) if element["type"] == "Action.OpenUrl"]
+    assert all(link.startswith(("https://", "http://")) for link in links)
 
 
 def elements(card: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
-"""A provider's server that speaks HTTP/2 over TLS, as `Subject.serve`, on the library h2, which has both sides."""
+"""A provider's server that speaks HTTP/2 over TLS, as `HttpSubject.serve`, on the library h2, which has both sides."""
 
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -13,7 +13,8 @@ import h2.events
 import h2.exceptions
 import trustme
 
-from tests.conformance.subject import Peer, Request, Response, Subject
+from tests.conformance.over_http import BreaksOff, HttpPeer, HttpSubject, Request, Response, http_peer
+from tests.conformance.subject import NO_GROUND, Fault, Ground
 
 
 @cache
@@ -28,8 +29,8 @@ def ca_pem() -> str:
 
 
 @dataclass
-class Http2Peer(Peer):
-    """A `Peer` over HTTP/2.
+class Http2Peer(HttpPeer):
+    """An `HttpPeer` over HTTP/2.
 
     Attributes:
         breaks: what it does with a request that sends, instead of answering it: `reset` the stream, `close` the
@@ -41,7 +42,7 @@ class Http2Peer(Peer):
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, subject: Subject, peer: Http2Peer) -> None:
+    def __init__(self, subject: HttpSubject, peer: Http2Peer) -> None:
         self._subject, self._peer = subject, peer
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
         self._heads: dict[int, dict[str, str]] = {}
@@ -127,9 +128,28 @@ class _Connection(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def http2_peer(subject: Subject, response: Response) -> AsyncIterator[Http2Peer]:
-    """A real server of HTTP/2 over TLS, chosen by ALPN; the connections to it are counted."""
-    peer = Http2Peer(response=response)
+async def http2_peer(
+    subject: HttpSubject, answer: Response | BreaksOff | Fault, _: Ground = NO_GROUND
+) -> AsyncIterator[HttpPeer]:
+    """A real server of HTTP/2 over TLS, chosen by ALPN, or what there is in place of one."""
+    match answer:
+        case Fault.ABSENT:
+            served: AbstractAsyncContextManager[HttpPeer] = http_peer(subject, answer)
+        case Fault.LOST:
+            served = _serving(subject, Http2Peer(breaks="close"))
+        case BreaksOff(response):
+            served = _serving(subject, Http2Peer(breaks="status", response=response))
+        case Response():
+            served = _serving(subject, Http2Peer(response=answer))
+        case _:
+            served = _serving(subject, Http2Peer(hold=True))
+    async with served as peer:
+        yield peer
+
+
+@asynccontextmanager
+async def _serving(subject: HttpSubject, peer: Http2Peer) -> AsyncIterator[Http2Peer]:
+    """The connections to it are counted."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority().issue_cert("127.0.0.1", "localhost").configure_cert(context)
     context.set_alpn_protocols(["h2"])

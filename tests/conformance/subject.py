@@ -1,17 +1,16 @@
-"""What the suite has to know of a provider: its settings, a message, and how the provider's own server answers."""
+"""What the suite has to know of a provider, whatever it speaks: its settings, a message, and its other side."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
-from aiohttp import web
 
-from channels.surroundings import NOWHERE, Surroundings
+from channels.surroundings import Surroundings
 from channels.taxonomy import Meaning
 from domain.message import Message
 from domain.vocabulary import Channel
@@ -21,84 +20,93 @@ TEXT = "Grüße, Ána 🚲 „42“"
 """What a message says in every test: it must arrive letter by letter."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """One that the provider's server got."""
+class Fault(StrEnum):
+    """What can go wrong on the way to any provider, if its way has such a part."""
 
-    method: str
-    path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        """The body, read as JSON."""
-        return orjson.loads(self.body)
+    ABSENT = "nobody there"
+    SILENT_BEFORE = "silence before the message"
+    LOST_BEFORE = "the connection lost before the message"
+    SILENT = "no answer to the message"
+    LOST = "the connection lost with the message under way"
 
 
-@dataclass(frozen=True)
-class Response:
-    """What the provider's server answers. `document`: JSON, in place of `text`."""
-
-    status: int = 200
-    document: Any = None
-    text: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+class Peer(Protocol):
+    """The other side of a provider, running."""
 
     @property
-    def body(self) -> bytes:
-        """As it is written."""
-        return orjson.dumps(self.document) if self.document is not None else self.text.encode()
+    def url(self) -> str:
+        """Where it is, as `Subject.options` takes it."""
+        ...
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What the provider is given of NotiPy."""
+        ...
+
+    @property
+    def connections(self) -> int:
+        """Those to it that are open now."""
+        ...
+
+    @property
+    def opened(self) -> int:
+        """Those to it that were ever opened."""
+        ...
+
+    async def taken(self) -> Sequence[Any]:
+        """What it was handed so far, in order."""
+        ...
 
 
-@dataclass
-class Peer:
-    """The provider's server: answers requests that send a message with `response`, and remembers them.
+def _no_fixture(name: str) -> Any:
+    raise LookupError(f"there is no {name} here")
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the other side stands on.
 
     Attributes:
-        url: of its root, without a slash at the end.
-        requests: those that send, in order.
-        connections: that are open now, and `opened` ever.
-        hold: while it is set, requests that send are not answered.
+        folder: of the test's own.
+        fixture: pytest's, by name: a real server is started when somebody asks for one.
     """
 
-    url: str = ""
-    response: Response = field(default_factory=Response)
-    requests: list[Request] = field(default_factory=list)
-    connections: int = 0
-    opened: int = 0
-    hold: bool = False
+    folder: Path = Path()
+    fixture: Callable[[str], Any] = _no_fixture
 
 
-Aside = Callable[[Request], Response | None]
-Serve = Callable[["Subject", Response], AbstractAsyncContextManager[Peer]]
+NO_GROUND = Ground()
+Serve = Callable[[Any, Any, Ground], AbstractAsyncContextManager[Peer]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """One kind of provider.
 
+    How its other side answers is a value that `serve` alone understands: over HTTP a `Response`, over SMTP a reply at
+    some point of the conversation; or a `Fault`, which has the same name everywhere.
+
     Attributes:
         kind: as the settings name it.
-        options: its settings, given the root URL of its server and a folder for files that it needs.
+        options: its settings, given the URL of its other side and a folder for files that it needs.
         message: with `TEXT` in what it says, to a recipient whose address is `address`; or what makes one, given the
-            root URL of the server, where that is in the recipient's address.
-        success: how the server says that it took the message.
-        failures: how it says that it did not; by a name for the test, with what that means. At least one `transient`,
-            one `configuration`, one `rate_limited` with `Retry-After: 7` (if the provider has that), and one
-            `recipient` or `message`.
+            URL of the other side, where that is in the recipient's address.
+        success: how the other side takes the message.
+        failures: how it does not; by a name for the test, with what that means.
+        classes: of failures, which `failures` and `faults` must have an example of; `MESSAGE` stands for the
+            recipient's, too. Those that the provider cannot tell are left out, and its page in docs/providers says so.
+        faults: those that its way can have and that mean what they usually do. Where one means something else, it is
+            among `failures`.
+        serve: the other side, given the subject, the answer, and what to stand on.
         shared: whether all recipients are reached over one server; else each names one, whose faults are no fault of
             the provider's and pause nothing.
-        requested: asserts what the provider's documentation asks of a request that sends `message`: method, path,
-            authentication, fields, and that `TEXT` is in it.
+        requested: asserts of what was handed over that it is as the other side's documentation asks, and says `TEXT`.
         secrets: of the settings: they must appear in no error, no log and no `repr`.
         reference: what `success` calls the message.
-        idempotency: reads the idempotency key out of a request; None: the provider takes none.
-        aside: answers requests that send nothing (a token's endpoint); None for one that sends.
+        idempotency: reads the idempotency key out of what was handed over; None: the provider has none to send.
+        connections: that three messages, one after the other, may open; 0: it opens none of its own.
         too_long: a message that the adapter must refuse by itself (`message_too_large`), if it has a limit.
-        serve: the server; by default one of HTTP/1.1.
-        surroundings: what the provider is given of NotiPy.
+        stranger: a recipient that it must leave to others; None: it takes anybody.
     """
 
     kind: str
@@ -106,25 +114,27 @@ class Subject:
     options: Callable[[str, Path], Mapping[str, Any]]
     message: Message | Callable[[str], Message]
     address: str
-    success: Response
-    failures: Mapping[str, tuple[Response, Meaning]]
-    requested: Callable[[Request], None]
-    secrets: tuple[str, ...]
+    success: Any
+    failures: Mapping[str, tuple[Any, Meaning]]
+    requested: Callable[[Any], None]
+    serve: Serve
+    secrets: tuple[str, ...] = ()
+    classes: frozenset[Meaning] = frozenset({Meaning.TRANSIENT, Meaning.CONFIGURATION, Meaning.MESSAGE})
+    faults: tuple[Fault, ...] = ()
     reference: str | None = None
-    idempotency: Callable[[Request], str | None] | None = None
-    aside: Aside = lambda _: None
+    idempotency: Callable[[Any], str | None] | None = None
+    connections: int = 1
     too_long: Message | None = None
-    serve: Serve | None = None
     shared: bool = True
-    surroundings: Surroundings = NOWHERE
+    stranger: Mapping[str, Any] | None = field(default_factory=lambda: {"id": "u1"})
 
     def message_over(self, url: str) -> Message:
-        """The message, where the server is at this URL."""
+        """The message, where the other side is at this URL."""
         return self.message if isinstance(self.message, Message) else self.message(url)
 
-    def peer(self, response: Response | None = None) -> AbstractAsyncContextManager[Peer]:
-        """Its server, running, that answers with this; by default with `success`."""
-        return (self.serve or http_peer)(self, response or self.success)
+    def peer(self, answer: Any = None, ground: Ground = NO_GROUND) -> AbstractAsyncContextManager[Any]:
+        """A `Peer` that answers with this; by default with `success`."""
+        return self.serve(self, self.success if answer is None else answer, ground)
 
 
 def message(channel: Channel, recipient: Mapping[str, Any], **more: Any) -> Message:
@@ -137,54 +147,3 @@ def message(channel: Channel, recipient: Mapping[str, Any], **more: Any) -> Mess
     said = content.get(channel, {"title": f"{TEXT}!", "text": TEXT})
     made = Message("d1", "d1/1", channel, recipient, said, CREATED)
     return replace(made, **more)
-
-
-@asynccontextmanager
-async def http_peer(subject: Subject, response: Response) -> AsyncIterator[Peer]:
-    """A real server of HTTP/1.1; the connections to it are counted."""
-    peer = Peer(response=response)
-
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        read = Request(request.method, request.path, request.query, request.headers, await request.read())
-        aside = subject.aside(read)
-        if aside is None:
-            peer.requests.append(read)
-            while peer.hold:  # noqa: ASYNC110 - a test sets it whenever it likes
-                await asyncio.sleep(0.02)
-        told = aside or peer.response
-        kind = "application/json" if told.document is not None else "text/plain"
-        return web.Response(status=told.status, body=told.body, headers={"Content-Type": kind} | dict(told.headers))
-
-    server = web.Server(answer, access_log=None)  # the secret of a webhook is in its URL
-
-    def connected() -> asyncio.Protocol:
-        protocol = server()
-        made, lost = protocol.connection_made, protocol.connection_lost
-
-        def connection_made(transport: asyncio.BaseTransport) -> None:
-            peer.connections += 1
-            peer.opened += 1
-            made(transport)
-
-        def connection_lost(error: BaseException | None) -> None:
-            peer.connections -= 1
-            lost(error)
-
-        class Counting:
-            def __getattr__(self, name: str) -> Any:
-                return getattr(protocol, name)
-
-        counting = Counting()
-        counting.connection_made = connection_made  # type: ignore[attr-defined]
-        counting.connection_lost = connection_lost  # type: ignore[attr-defined]
-        return counting  # type: ignore[return-value]
-
-    listener = await asyncio.get_running_loop().create_server(connected, "127.0.0.1", 0)
-    peer.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    try:
-        yield peer
-    finally:
-        peer.hold = False
-        listener.close()
-        await server.shutdown(0.1)
-        await listener.wait_closed()

@@ -1,6 +1,5 @@
-"""Chat: requests checked with what the providers publish of them; recipients' own URLs; what a check asks."""
+"""Chat: recipients' own URLs; what a check asks."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
@@ -15,12 +14,11 @@ from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure
 from domain.message import Message
 from domain.ports import Provider
 from domain.vocabulary import Channel, Reason
-from tests.conformance.subject import Peer, Request, Response, Subject, http_peer
+from tests.conformance.over_http import HttpPeer, HttpSubject, Request, Response, http_peer
 from tests.conformance.subjects import discord, mattermost, slack, teams, telegram
 from tests.fakes import START
-from tests.nodejs import installed, script
 
-SUBJECTS: Mapping[str, Subject] = {
+SUBJECTS: Mapping[str, HttpSubject] = {
     "slack by token": slack.SUBJECTS[0],
     "slack by hook": slack.SUBJECTS[1],
     "teams": teams.SUBJECT,
@@ -29,7 +27,6 @@ SUBJECTS: Mapping[str, Subject] = {
     "mattermost by hook": mattermost.SUBJECTS[0],
     "mattermost by token": mattermost.SUBJECTS[1],
 }
-EVIL = '"\\ <b> {{ x }} *_~`|># @everyone\u2028 🚲 \x07'
 Make = Callable[..., Provider]
 
 
@@ -57,57 +54,6 @@ async def failure_of(provider: Provider, message: Message) -> DeliveryFailure:
     with pytest.raises(DeliveryFailure) as caught:
         await provider.send(message)
     return caught.value
-
-
-# --- what the providers publish ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def schemas(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reader of requests with Discord's own schemas and Microsoft's own reader of Adaptive Cards."""
-    return installed(Path(__file__).parents[1] / "schemas", tmp_path_factory.mktemp("npm")) / "check.mjs"
-
-
-async def faults_in(schemas: Path, kind: str, bodies: list[Any]) -> list[Any]:
-    async with script(schemas) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        lines = [json.dumps({"kind": kind, "body": body}) for body in bodies]
-        process.stdin.write("\n".join([*lines, ""]).encode())
-        return [json.loads(await asyncio.wait_for(process.stdout.readline(), 20)) for _ in lines]
-
-
-CONTENTS: list[dict[str, str]] = [
-    {},
-    {"title": "Title"},
-    {"title": EVIL, "text": EVIL},
-    {"title": "Title", "text": "one\n\ntwo\nthree", "url": "https://shop.example/orders/1042?a=b#c"},
-    {"text": "**bold**", "url": "https://shop.example/", "format": "markdown"},
-]
-EMBED = {"content": None, "embeds": [{"title": "Order", "color": 255, "fields": [{"name": "a", "value": "b"}]}]}
-FACTS = {"body": [{"type": "FactSet", "facts": [{"title": "Order", "value": "1042"}]}], "msteams": {"width": "Full"}}
-
-
-@pytest.mark.parametrize(("kind", "payload"), [("discord", EMBED), ("teams", FACTS)])
-async def test_requests_follow_the_providers_own_schemas(
-    kind: str, payload: Mapping[str, Any], schemas: Path, make: Make
-) -> None:
-    contents = [*CONTENTS, {"payload": json.dumps(payload)}]
-    async with SUBJECTS[kind].peer() as peer:
-        provider = make(kind, peer.url)
-        for content in contents:
-            await provider.send(chat(f"{kind}:", **content))
-        bodies = [request.json for request in peer.requests]
-    assert await faults_in(schemas, kind, bodies) == [[] for _ in contents]
-
-
-async def test_the_schemas_refuse_what_is_wrong(schemas: Path) -> None:
-    card = {"type": "AdaptiveCard", "version": "1.4", "body": [{"type": "TextBlok"}]}
-    (long,) = await faults_in(schemas, "discord", [{"content": "x" * 2001, "wait": True}])
-    (unknown,) = await faults_in(schemas, "teams", [{"attachments": [{"content": card}]}])
-    assert "wait: is no field of Discord's" in long
-    assert len(long) == 2
-    assert "TextBlok" in unknown[0]
 
 
 # --- a recipient's own webhook ----------------------------------------------------------------------------------------
@@ -251,7 +197,7 @@ async def test_a_payload_cannot_say_where_to(case: str, payload: Mapping[str, An
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
-def asked(peer: Peer) -> list[tuple[str, str, bytes]]:
+def asked(peer: HttpPeer) -> list[tuple[str, str, bytes]]:
     return [(request.method, request.path, request.body) for request in peer.requests]
 
 

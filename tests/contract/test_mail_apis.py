@@ -29,7 +29,8 @@ from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure,
 from domain.message import Message
 from domain.ports import Provider
 from domain.vocabulary import Channel, Reason
-from tests.conformance.subject import Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Response
+from tests.conformance.subject import message
 from tests.conformance.subjects import mailgun, sendgrid, ses
 from tests.contract.peers import serving
 from tests.fakes import START
@@ -67,7 +68,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     """Makes a provider as its subject has it; what was made is closed at the end."""
     made: list[Provider] = []
 
-    def provider(subject: Subject, url: str, **options: Any) -> Provider:
+    def provider(subject: HttpSubject, url: str, **options: Any) -> Provider:
         settings = dict(subject.options(url, tmp_path)) | options
         made.append(make_provider(Channel.EMAIL, "primary", subject.kind, settings))
         return made[-1]
@@ -164,7 +165,9 @@ async def test_sendgrid_gets_encoded_words_in_headers(make: Make) -> None:
         ({"attachments": FILES * 6}, Reason.ATTACHMENT_REJECTED),
     ],
 )
-async def test_what_cannot_be_sent_is_not(make: Make, subject: Subject, change: dict[str, Any], reason: Reason) -> None:
+async def test_what_cannot_be_sent_is_not(
+    make: Make, subject: HttpSubject, change: dict[str, Any], reason: Reason
+) -> None:
     async with subject.peer() as peer:
         failure = await failure_of(make(subject, peer.url), replace(MESSAGE, **change))
     assert (type(failure), failure.reason) == (PermanentFailure, reason)
@@ -231,7 +234,7 @@ async def test_mailgun_says_when_its_limit_ends() -> None:
         (ses.SUBJECT, ses.refusal(403, "AccessDeniedException"), "knows the credentials"),
     ],
 )
-async def test_a_check_that_is_passed(make: Make, subject: Subject, response: Response, words: str) -> None:
+async def test_a_check_that_is_passed(make: Make, subject: HttpSubject, response: Response, words: str) -> None:
     async with subject.peer(response) as peer:
         assert words in await make(subject, peer.url).check()
     for request in peer.requests:
@@ -247,7 +250,7 @@ async def test_a_check_that_is_passed(make: Make, subject: Subject, response: Re
         (ses.SUBJECT, ses.refusal(403, "UnrecognizedClientException")),
     ],
 )
-async def test_a_check_that_is_not(make: Make, subject: Subject, response: Response) -> None:
+async def test_a_check_that_is_not(make: Make, subject: HttpSubject, response: Response) -> None:
     async with subject.peer(response) as peer:
         with pytest.raises(TransientFailure) as caught:
             await make(subject, peer.url).check()

@@ -41,9 +41,9 @@ def server() -> Iterator[Mta]:
 
 
 @pytest.fixture(scope="session")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reader() -> Path:
     """The script of the other parser."""
-    return installed(Path(__file__).parents[1] / "mailparser", tmp_path_factory.mktemp("npm")) / "read.mjs"
+    return installed(Path(__file__).parents[1] / "mailparser") / "read.mjs"
 
 
 def provider_of(server: Mta, **options: Any) -> Provider:

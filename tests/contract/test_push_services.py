@@ -20,7 +20,8 @@ from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure,
 from domain.message import Message
 from domain.vocabulary import Channel, Reason
 from tests.conformance.http2 import Http2Peer
-from tests.conformance.subject import CREATED, Peer, Request, Response, Subject
+from tests.conformance.over_http import HttpPeer, HttpSubject, Request, Response
+from tests.conformance.subject import CREATED
 from tests.conformance.subjects import apns, fcm
 from tests.fakes import Clock
 from tests.waiting import eventually
@@ -45,7 +46,7 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
         yield resources
 
 
-def rich(subject: Subject) -> Message:
+def rich(subject: HttpSubject) -> Message:
     return replace(subject.message_over(""), content=CONTENT)
 
 
@@ -79,7 +80,7 @@ class TokenDesk:
         return Response(200, granted.document | {"access_token": f"token-{self.issued}"})
 
 
-async def firebase(stack: AsyncExitStack, desk: TokenDesk, **more: Any) -> tuple[FcmProvider, Peer]:
+async def firebase(stack: AsyncExitStack, desk: TokenDesk, **more: Any) -> tuple[FcmProvider, HttpPeer]:
     subject = replace(fcm.SUBJECT, aside=desk)
     peer = await stack.enter_async_context(subject.peer())
     options = FcmOptions.model_validate(dict(subject.options(peer.url, Path())) | {"timeout": "3s"})
@@ -88,7 +89,7 @@ async def firebase(stack: AsyncExitStack, desk: TokenDesk, **more: Any) -> tuple
     return provider, peer
 
 
-def bearers(peer: Peer) -> list[str]:
+def bearers(peer: HttpPeer) -> list[str]:
     return [request.headers["Authorization"].removeprefix("Bearer ") for request in peer.requests]
 
 

@@ -110,6 +110,13 @@ async def test_a_delivery_reads_back_as_it_was_added_and_stays_as_it_is(stores: 
     assert sorted(await stores.deliveries.ids_of_event("e-1")) == ["d-1", "d-2"]
 
 
+async def test_a_claim_reads_back_with_its_provider(stores: Stores) -> None:
+    claims = {each.id: each for each in (claim("d-1/1/1"), replace(claim("d-2/1/1"), provider="second"))}
+    for each in claims.values():
+        assert await stores.deliveries.claim(each)
+    assert await stores.deliveries.claims(list(claims)) == claims
+
+
 async def test_a_claim_is_won_once_and_by_its_owner_again(stores: Stores) -> None:
     won = await asyncio.gather(*(stores.deliveries.claim(claim("d-1/1/1", f"t-{n}")) for n in range(50)))
     assert won.count(True) == 1

@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
+from bson import DatetimeMS, ObjectId
 
 from domain.suppression import Suppression, Suppressions, address_key
 from domain.vocabulary import Channel, SuppressionReason
@@ -70,6 +71,52 @@ async def test_what_has_expired_is_suppressed_anew(suppressions: Suppressions) -
     assert await suppressions.among([entry().key]) == {entry().key: entry(expires_at=NOW + HOUR)}
 
 
+async def test_a_refusal_is_withdrawn_for_the_delivery_that_met_it_and_for_no_other(suppressions: Suppressions) -> None:
+    await suppressions.add(entry(delivery="d-1"))
+    await suppressions.add(entry("ben"))
+    assert await suppressions.among([entry().key]) == {entry().key: entry(delivery="d-1")}
+    keys = [entry().key, entry("ben").key]
+    assert not await suppressions.withdraw(keys, "d-2")
+    assert len(await suppressions.among(keys)) == 2
+    assert await suppressions.withdraw(keys, "d-1")
+    assert await suppressions.among(keys) == {entry("ben").key: entry("ben")}
+    assert not await suppressions.withdraw(keys, "d-1")
+
+
+async def test_many_refusals_are_withdrawn_at_once_each_by_its_own_delivery(suppressions: Suppressions) -> None:
+    entries = [entry(f"user-{number}", delivery=f"d-{number}") for number in range(60)]
+    await asyncio.gather(*map(suppressions.add, entries))
+    withdrawn = await asyncio.gather(
+        *(suppressions.withdraw([each.key], f"d-{number + number % 2}") for number, each in enumerate(entries))
+    )
+    assert withdrawn == [number % 2 == 0 for number in range(60)]
+    assert len(await suppressions.among([each.key for each in entries])) == 30
+
+
+async def test_another_refusal_changes_nothing(suppressions: Suppressions) -> None:
+    await suppressions.add(entry(delivery="d-1"))
+    await suppressions.add(entry(delivery="d-2"))
+    assert not await suppressions.withdraw([entry().key], "d-2")
+    await suppressions.add(entry("ben"))
+    await suppressions.add(entry("ben", delivery="d-2"))
+    assert not await suppressions.withdraw([entry("ben").key], "d-2")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_complaint_is_not_withdrawn_with_the_refusal_that_it_meets(
+    suppressions: Suppressions, at_once: bool
+) -> None:
+    complaint = entry(address="$ana@example.org", reason=SuppressionReason.COMPLAINT)  # $: no field of the document's
+    refusal = entry(address="$ana@example.org", delivery="d-1")
+    if at_once:
+        await asyncio.gather(suppressions.add(refusal), suppressions.add(complaint))
+    else:
+        await suppressions.add(refusal)
+        await suppressions.add(complaint)
+    assert not await suppressions.withdraw([complaint.key], "d-1")
+    assert await suppressions.among([complaint.key]) == {complaint.key: complaint}
+
+
 async def test_many_at_once(suppressions: Suppressions) -> None:
     entries = [entry(f"user-{number % 100}") for number in range(300)]
     await asyncio.gather(*map(suppressions.add, entries))
@@ -104,6 +151,23 @@ async def test_another_process_learns_of_it_at_its_next_look(database: Database)
     assert await other.among([entry().key]) == {}, "removed: the database is asked for what memory thinks it knows"
 
 
+async def test_of_processes_at_one_moment_what_lasts_wins(database: Database) -> None:
+    processes = [MongoSuppressions(database) for _ in range(8)]
+    for number in range(20):
+        added = [entry(f"{number}", delivery=None if place == 5 else f"d-{place}") for place in range(8)]
+        await asyncio.gather(*(process.add(each) for process, each in zip(processes, added, strict=True)))
+        assert await processes[0].among([added[0].key]) == {added[0].key: added[5]}
+
+
+async def test_a_refusal_that_another_process_met_a_moment_ago_is_withdrawn(database: Database) -> None:
+    refused, replayed = MongoSuppressions(database), MongoSuppressions(database)
+    await replayed.refresh()
+    await refused.add(entry(delivery="d-1"))
+    assert await replayed.among([entry().key]) == {}
+    assert await replayed.withdraw([entry().key], "d-1")
+    assert await refused.among([entry().key]) == {}
+
+
 async def test_nobody_is_forgotten_while_all_is_read_anew(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage.suppressions.ANEW", timedelta(0))
     held, other = MongoSuppressions(database), MongoSuppressions(database)
@@ -113,7 +177,7 @@ async def test_nobody_is_forgotten_while_all_is_read_anew(database: Database, mo
     found: list[str] = []
     added = iter([(other, "theirs"), (held, "mine")])
 
-    async def slow(since: datetime) -> set[int]:
+    async def slow(since: datetime | None = None) -> set[int]:
         found.extend(await held.among([entry().key]))
         fingerprints = await read(since)
         where, name = next(added)
@@ -140,15 +204,77 @@ async def test_what_cannot_be_read_anew_stays_known(database: Database, monkeypa
     assert list(await held.among([entry().key])) == [entry().key]
 
 
-async def test_an_entry_that_cannot_be_read_is_its_own_readers_fault_alone(database: Database) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"$unset": {field: ""}} for field in ("channel", "address", "reason", "source", "since")),
+        {"$set": {"since": "yesterday"}},
+        {"$set": {"expires_at": "never"}},
+        {"$set": {"since": DatetimeMS(10**15)}},
+        {"$set": {"channel": "pigeon"}},
+        {"$set": {"address": 7, "reason": 7, "source": 7, "delivery": 7}},
+    ],
+)
+async def test_an_entry_that_cannot_be_read_suppresses_and_stops_nobody_else(
+    database: Database, damage: dict[str, Any]
+) -> None:
     found = MongoSuppressions(database)
     await found.put([entry(), entry("ben")])
-    await database.collection("suppressions").update_one({"_id": entry("ben").key}, {"$unset": {"since": ""}})
-    good, bad = await asyncio.gather(
-        found.among([entry().key]), found.among([entry("ben").key]), return_exceptions=True
-    )
-    assert good == {entry().key: entry()}
-    assert isinstance(bad, KeyError)
+    await database.collection("suppressions").update_one({"_id": entry("ben").key}, damage)
+    await found.refresh()
+    both = await found.among([entry().key, entry("ben").key])
+    assert both[entry().key] == entry()
+    assert (both[entry("ben").key].source, both[entry("ben").key].reason) == ("unreadable entry", "manual")
+    listed = [each.key async for each in found.listed(SuppressionFilter())]
+    assert entry().key in listed
+    assert await found.remove([entry("ben").key]) == 1
+    assert list(await found.among([entry().key, entry("ben").key])) == [entry().key]
+
+
+@pytest.mark.parametrize("damage", [{"$unset": {"updated_at": ""}}, {"$set": {"updated_at": "yesterday"}}])
+async def test_an_entry_without_a_time_of_its_own_is_held_in_memory_too(
+    database: Database, damage: dict[str, Any]
+) -> None:
+    await MongoSuppressions(database).put([entry()])
+    await database.collection("suppressions").update_one({"_id": entry().key}, damage)
+    found = MongoSuppressions(database)
+    await found.refresh()
+    assert list(await found.among([entry().key])) == [entry().key]
+
+
+async def test_a_document_of_another_kind_keeps_nobody_from_learning_of_the_others(database: Database) -> None:
+    found = MongoSuppressions(database)
+    for odd in (ObjectId(), "email/ana@example.org", 7):
+        await database.collection("suppressions").insert_one({"_id": odd, "updated_at": datetime.now(UTC)})
+    await found.refresh()
+    await MongoSuppressions(database).add(entry())
+    await found.refresh()
+    assert list(await found.among([entry().key])) == [entry().key]
+
+
+async def test_an_entry_of_the_future_hides_nothing_that_is_new(database: Database) -> None:
+    found, other = MongoSuppressions(database), MongoSuppressions(database)
+    await other.put([entry("ben"), entry("cem")])
+    for name, at in (("ben", DatetimeMS(10**15)), ("cem", datetime(3000, 1, 1, tzinfo=UTC))):
+        await database.collection("suppressions").update_one({"_id": entry(name).key}, {"$set": {"updated_at": at}})
+    await found.refresh()
+    await found.refresh()
+    await other.add(entry())
+    await found.refresh()
+    keys = [entry(name).key for name in ("ana", "ben", "cem")]
+    assert sorted(await found.among(keys)) == sorted(keys)
+
+
+async def test_the_list_goes_on_after_an_entry_that_cannot_be_read(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.suppressions.PAGE", 1)
+    found = MongoSuppressions(database)
+    await found.put([entry(f"user-{number}", since=NOW + HOUR * number) for number in range(4)])
+    await database.collection("suppressions").update_one({"_id": entry("user-2").key}, {"$unset": {"since": ""}})
+    await database.collection("suppressions").update_one({"_id": entry("user-1").key}, {"$unset": {"source": ""}})
+    listed = [each.address.partition("@")[0] async for each in found.listed(SuppressionFilter())]
+    assert listed[:3] == ["user-3", "user-1", "user-0"]
 
 
 async def test_a_list_that_outgrows_memory_is_asked_for(database: Database) -> None:
@@ -182,6 +308,9 @@ async def test_an_operators_entry_takes_the_place_of_what_is_there(database: Dat
     again = entry(reason=SuppressionReason.MANUAL, source="operator", since=NOW + HOUR)
     assert await found.put([again, entry("ben"), entry("ben")]) == 1
     assert await found.among([again.key]) == {again.key: again}
+    await found.add(entry("cem", delivery="d-1"))
+    await found.put([entry("cem")])
+    assert not await found.withdraw([entry("cem").key], "d-1")
 
 
 async def test_who_is_used_again_has_no_past(database: Database) -> None:
@@ -216,7 +345,7 @@ async def test_the_look_for_what_is_new_reads_keys_alone(database: Database) -> 
     found = MongoSuppressions(database)
     await found.put([entry(f"user-{number}") for number in range(20)])
     collection = database.collection("suppressions")
-    query = {"updated_at": {"$gt": datetime.min.replace(tzinfo=UTC)}}
-    plan = await collection.find(query, {"_id": 1, "updated_at": 1}).hint("changed").explain()
-    assert plan["executionStats"]["totalDocsExamined"] == 0
-    assert plan["executionStats"]["nReturned"] == 20
+    for query in ({}, {"updated_at": {"$gt": datetime.min.replace(tzinfo=UTC)}}):
+        plan = await collection.find(query, {"_id": 1, "updated_at": 1}).hint("changed").explain()
+        assert plan["executionStats"]["totalDocsExamined"] == 0
+        assert plan["executionStats"]["nReturned"] == 20

@@ -60,9 +60,9 @@ async def failure_of(provider: WebhookProvider, message: Message) -> DeliveryFai
 
 
 @pytest.fixture(scope="session")
-def receiver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def receiver() -> Path:
     """The script of a receiver with the JavaScript library of Standard Webhooks."""
-    return installed(Path(__file__).parents[1] / "node", tmp_path_factory.mktemp("npm")) / "receiver.mjs"
+    return installed(Path(__file__).parents[1] / "node") / "receiver.mjs"
 
 
 @asynccontextmanager

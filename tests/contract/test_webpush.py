@@ -24,7 +24,8 @@ from channels.webpush import MAX_PAYLOAD, ORIGINS, Vapid, WebPushOptions, WebPus
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure
 from domain.message import Message
 from domain.vocabulary import Channel, Reason
-from tests.conformance.subject import CREATED, TEXT, Response
+from tests.conformance.over_http import Response
+from tests.conformance.subject import CREATED, TEXT
 from tests.conformance.subjects import webpush
 from tests.conformance.subjects.webpush import AUTH, BROWSER, VAPID, base64url, public, said, subscription
 from tests.fakes import Clock
@@ -61,8 +62,8 @@ def to(token: str, **content: str) -> Message:
 
 
 @pytest.fixture(scope="session")
-def service_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return installed(Path(__file__).parents[1] / "pushservice", tmp_path_factory.mktemp("npm")) / "serve.mjs"
+def service_script() -> Path:
+    return installed(Path(__file__).parents[1] / "pushservice") / "serve.mjs"
 
 
 class Service:

@@ -30,7 +30,7 @@ SERVER_PROGRAMS = {"epmd", "beam.smp", "mongod"}
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    with embedded_servers(tmp_path_factory.mktemp("servers"), log=lambda _line: None) as running:
+    with embedded_servers(tmp_path_factory.mktemp("servers"), web_stomp=True, log=lambda _line: None) as running:
         yield running
 
 
@@ -43,7 +43,7 @@ def admin(servers: Servers) -> RabbitAdmin:
 def test_everything_listens_on_the_loopback_interface_only(servers: Servers) -> None:
     addresses = {name: listening_addresses(pid) for name, pid in servers.pids.items()}
 
-    assert {name: len(found) for name, found in addresses.items()} == {"epmd": 2, "rabbitmq": 4, "mongod": 1}
+    assert {name: len(found) for name, found in addresses.items()} == {"epmd": 2, "rabbitmq": 5, "mongod": 1}
     assert {address for found in addresses.values() for address, _port in found} <= LOOPBACK_ADDRESSES
 
 
@@ -119,6 +119,8 @@ def test_kept_data_is_found_again(tmp_path: Path) -> None:
 def test_sigterm_of_the_parent_leaves_nothing(tmp_path: Path) -> None:
     with parent(tmp_path) as process:
         family = family_of(process)
+        (broker,) = (each.pid for each in family if program(each) == "beam.smp")
+        assert len(listening_addresses(broker)) == 4, "nothing for browsers: nobody asked for that"
 
         process.send_signal(signal.SIGTERM)
 

@@ -200,7 +200,9 @@ def test_labels_lead_from_deployments_and_budgets_to_the_pods_of_one_role() -> N
 
 
 async def test_the_settings_can_be_used(settings: Settings) -> None:
-    for provider in (each for several in providers_of(settings).values() for each in several):
+    providers = providers_of(settings)
+    assert providers.keys() == set(settings.channels)
+    for provider in (each for several in providers.values() for each in several):
         await provider.close()
 
 

@@ -163,7 +163,9 @@ def test_the_events_in_the_documents_are_events() -> None:
 
 @pytest.mark.parametrize("document", ["README.md", "docs/catalog.md", "docs/templates.md"])
 def test_the_definitions_in_the_documents_are_definitions(document: str) -> None:
-    for block in blocks(document, "yaml"):
+    found = blocks(document, "yaml")
+    assert found
+    for block in found:
         raw: dict[Any, Any] = yaml.safe_load(block.replace("\non:", "\n'on':"))
         for content in raw["channels"].values():
             files = [name for name, value in content.items() if isinstance(value, dict) and value.keys() == {"file"}]

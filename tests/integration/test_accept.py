@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Coroutine
 from typing import Any
 
 import pika
@@ -156,11 +157,12 @@ async def test_bad_messages_are_explained_and_stop_nobody(config: dict[str, Any]
     kinds = [BAD[number % len(BAD)] for number in range(bad)]
     async with running(settings) as application:
         before = id(application)
+        published: list[Coroutine[Any, Any, str]] = []
         for number, (_, body) in enumerate(kinds):
             raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-            await asyncio.gather(
-                stack.publish(raw, message_id=f"bad-{number}"), stack.publish(order(), message_id=f"good-{number}")
-            )
+            published.append(stack.publish(raw, message_id=f"bad-{number}"))
+            published.append(stack.publish(order(), message_id=f"good-{number}"))
+        await asyncio.gather(*published)
 
         async def good_ones_sent() -> bool:
             return len(smtp.mails) == good
@@ -191,7 +193,7 @@ async def test_ten_thousand_recipients(config: dict[str, Any], stack: Stack) -> 
     settings = Settings.model_validate({**config, "sweeper": {"overdue": "5m"}})
     await stack.apply({**ORDER_SHIPPED, "channels": {"sms": {"text": "{{ order_id }}"}}})
     people = [{"phone": f"+49151{number:08d}"} for number in range(10_000)]
-    async with running(settings):
+    async with running(settings) as application:
         event = await stack.publish({"recipients": people, "data": {"order_id": 1}})
 
         async def all_sent() -> bool:
@@ -199,6 +201,7 @@ async def test_ten_thousand_recipients(config: dict[str, Any], stack: Stack) -> 
             planned = stored is not None and stored.state is EventState.PLANNED
             return planned and await stack.core.deliveries.count_by_state() == {}
 
-        await eventually(all_sent, timeout=90)
+        await eventually(lambda: total(application, "notipy_deliveries_total") >= 10_000, timeout=90)
+        await eventually(all_sent)
     deliveries = await stack.deliveries(event)
     assert Counter(delivery.state for delivery in deliveries) == {State.SENT: 10_000}

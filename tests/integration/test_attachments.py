@@ -25,7 +25,7 @@ from storage.events import MongoEvents
 from storage.files import PERMANENT_KEPT, STORING, TRANSIENT_KEPT, Fetch, MongoFiles
 from storage.retention import MongoRetention
 from tests.contract.peers import http_server
-from tests.integration.test_processes import notipy
+from tests.forking import Forker
 from tests.running import ORDER_SHIPPED, Stack, order
 from tests.waiting import eventually
 
@@ -121,14 +121,16 @@ def allowing_private(document: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_two_processes_fetch_once_for_fifty_recipients(
-    stack: Stack, config_file: Path, smtp: SmtpSink, library: Library, tmp_path: Path
+    stack: Stack, config_file: Path, forker: Forker, smtp: SmtpSink, library: Library, tmp_path: Path
 ) -> None:
-    config_file.write_text(yaml.safe_dump(allowing_private(yaml.safe_load(config_file.read_text()))))
+    # leases so long that none runs out on a slow machine, which would send again
+    patient = {"lease": "2m", "sweeper": {"interval": "200ms", "overdue": "2m"}}
+    config_file.write_text(yaml.safe_dump(allowing_private(yaml.safe_load(config_file.read_text())) | patient))
     await stack.apply(ORDER_SHIPPED)
     recipients = [{"email": f"user{number}@example.org"} for number in range(50)]
     body = {**order(), "recipients": recipients, "attachments": [library.attachment("invoice.pdf")], "lane": "high"}
     log = tmp_path / "notipy.log"
-    async with notipy(config_file, log=log), notipy(config_file, log=log):
+    async with forker.consumer(config_file, log=log), forker.consumer(config_file, log=log):
         event = await stack.publish(body)
         deliveries = await stack.final(event, count=50, timeout=60)
     assert {delivery.state for delivery in deliveries} == {State.SENT}

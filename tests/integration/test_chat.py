@@ -8,11 +8,11 @@ from typing import Any
 from config.settings import Settings
 from consumers.app import running
 from domain.vocabulary import Reason, State
-from tests.conformance.subject import Peer, Response, Subject
+from tests.conformance.over_http import HttpPeer, HttpSubject, Response
 from tests.conformance.subjects import discord, slack, telegram
 from tests.running import Stack
 
-SERVICES: Mapping[str, Subject] = {
+SERVICES: Mapping[str, HttpSubject] = {
     "slack": slack.SUBJECTS[0],
     "telegram": telegram.SUBJECT,
     "discord": discord.SUBJECT,
@@ -28,7 +28,7 @@ WHAT = 'disk "full" on <db-1> @everyone'
 
 
 @asynccontextmanager
-async def services(config: dict[str, Any], folder: Path) -> AsyncIterator[tuple[Settings, Mapping[str, Peer]]]:
+async def services(config: dict[str, Any], folder: Path) -> AsyncIterator[tuple[Settings, Mapping[str, HttpPeer]]]:
     """Settings of a pool with one provider of each, and their servers."""
     async with AsyncExitStack() as stack:
         peers = {kind: await stack.enter_async_context(subject.peer()) for kind, subject in SERVICES.items()}

@@ -1,21 +1,16 @@
 """In-app messages from an event to a browser's queue, and what a person does to them, over the real servers."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractQueue
-from aiormq.exceptions import ChannelAccessRefused
-from yarl import URL
 
 from config.settings import Settings
 from consumers.app import running
-from deploy.rabbit_admin import RabbitAdmin
 from domain.inbox import inbox_key
 from domain.vocabulary import Reason, State
-from tests.conftest import SharedServers
 from tests.running import Stack
 from tests.waiting import eventually
 
@@ -34,7 +29,7 @@ def config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class Browser:
-    """Listens as one would over Web-STOMP: to its own user's key alone."""
+    """Listens as one would over Web-STOMP: to its own user's key alone. `test_browsers` does it with the real thing."""
 
     def __init__(self, queue: AbstractQueue) -> None:
         self._queue = queue
@@ -104,39 +99,6 @@ async def test_a_listener_with_a_full_queue_stops_nobody(settings: Settings, sta
             (delivery,) = await stack.final(event)
             assert (delivery.state, delivery.attempt) == (State.SENT, 1)
     assert len(await stack.core.inbox.page("user-7", 10)) == 5
-
-
-@pytest.fixture
-def browsers_user(servers: SharedServers, vhost: str) -> Iterator[URL]:
-    """The URL of a user with the permissions that docs/providers/inbox.md gives to a browser's; named as its key is."""
-    admin, name = RabbitAdmin(servers.management_url), "user~2E7"
-    host = URL(vhost).path.strip("/")
-    queues = r"(amq\.gen|stomp-subscription|mqtt-subscription)-.*"
-    admin._call("PUT", "users", name, body={"password": "web", "tags": ""})
-    permissions = {"configure": f"^{queues}", "write": f"^{queues}", "read": rf"^(notipy\.inbox$|{queues})"}
-    admin._call("PUT", "permissions", host, name, body=permissions)
-    topics = {"exchange": "notipy.inbox", "write": "^$", "read": "^{username}$"}
-    admin._call("PUT", "topic-permissions", host, name, body=topics)
-    yield URL(vhost).with_user(name).with_password("web")
-    admin._call("DELETE", "users", name)
-
-
-async def test_a_browser_hears_its_own_users_news_alone(stack: Stack, browsers_user: URL) -> None:
-    async with await aio_pika.connect(browsers_user) as connection:
-        channel = await connection.channel()
-        queue = await channel.declare_queue(exclusive=True)
-        await queue.bind("notipy.inbox", inbox_key("user.7"))
-        await stack.core.publisher.inbox(inbox_key("user.7"), b"{}")
-        await eventually(lambda: queue.get(fail=False, no_ack=True))
-        for key in ("#", "*", "user-8"):
-            other = await connection.channel()
-            own = await other.declare_queue(exclusive=True)
-            with pytest.raises(ChannelAccessRefused):
-                await own.bind("notipy.inbox", key)
-        writing = await connection.channel(publisher_confirms=True)
-        exchange = await writing.get_exchange("notipy.commands", ensure=False)
-        with pytest.raises(ChannelAccessRefused):
-            await exchange.publish(aio_pika.Message(b"{}"), "inbox")
 
 
 CHAT = {"name": "chat", "on": "shop.#", "channels": {"chat": {"text": "Order {{ order_id }}"}}}

@@ -671,6 +671,8 @@ def of_suppressions() -> Iterator[Case]:
     yield Case(name + "refresh", look_again, "again")
     yield Case(name + "add", lambda s: s.suppressions.add(suppression(LONG)), "new")
     yield Case(name + "add", lambda s: s.suppressions.add(suppression(1)), "known")
+    yield Case(name + "add", lambda s: s.suppressions.add(suppression(2, delivery="d-1")), "refused")
+    yield Case(name + "withdraw", lambda s: s.suppressions.withdraw(keys, "d-1"))
     yield Case(name + "soft_bounced", lambda s: s.suppressions.soft_bounced("email/1", "d/2"))
     yield Case(name + "forget_soft_bounces", lambda s: s.suppressions.forget_soft_bounces("email/1"))
     yield Case(name + "put", lambda s: s.suppressions.put([suppression(number) for number in range(FEW)]))

@@ -1,9 +1,7 @@
 """A message that ends the process that takes it: it alone is parked, on this broker and on those with a limit."""
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -23,34 +21,35 @@ from domain.event import event_key
 from domain.sweep import RESUMPTIONS
 from domain.vocabulary import EventState, Reason, State
 from tests.conftest import SharedServers
+from tests.forking import Forked, Forker
 from tests.running import ORDER_SHIPPED, Stack, order
 from tests.waiting import eventually
 
-ROOT = Path(__file__).parents[2]
 LIMIT = 4
 INNOCENT = 5
 
 
 @asynccontextmanager
-async def restarting(config: Path, *arguments: str) -> AsyncIterator[list[int]]:
+async def restarting(forker: Forker, config: Path, *arguments: str) -> AsyncIterator[list[int]]:
     """A `notipy run` that an orchestrator starts again whenever it ends; yields the exit codes so far."""
     codes: list[int] = []
-    running: list[asyncio.subprocess.Process] = []
-    command = [sys.executable, "-m", "tests.integration.killer", "--config", str(config), "run", *arguments]
+    running: list[Forked] = []
+    command = ("--config", str(config), "run", *arguments)
 
     async def again_and_again() -> None:
         while True:
-            running.append(await asyncio.create_subprocess_exec(*command, cwd=ROOT, start_new_session=True))
+            running.append(await forker.start(*command, stdout=log, stderr=log, module="tests.integration.killer"))
             codes.append(await running[-1].wait())
 
-    keeping = asyncio.create_task(again_and_again())
-    try:
-        yield codes
-    finally:
-        keeping.cancel()
-        if running and running[-1].returncode is None:
-            os.killpg(running[-1].pid, signal.SIGKILL)
-            await running[-1].wait()
+    with config.with_suffix(".log").open("ab") as log:
+        keeping = asyncio.create_task(again_and_again())
+        try:
+            yield codes
+        finally:
+            keeping.cancel()
+            if running and running[-1].returncode is None:
+                running[-1].kill()
+                await running[-1].wait()
 
 
 def with_limit(path: Path, config: dict[str, Any]) -> Path:
@@ -67,7 +66,7 @@ async def until_parked(stack: Stack, queue: str, codes: list[int]) -> Any:
 
 
 async def test_an_event_that_ends_its_consumer_is_parked_and_those_beside_it_are_not(
-    config: dict[str, Any], config_file: Path, stack: Stack, smtp: SmtpSink
+    config: dict[str, Any], config_file: Path, forker: Forker, stack: Stack, smtp: SmtpSink
 ) -> None:
     await stack.apply(ORDER_SHIPPED)
     for number in range(INNOCENT):
@@ -75,7 +74,7 @@ async def test_an_event_that_ends_its_consumer_is_parked_and_those_beside_it_are
     await stack.publish({**order(), "data": {"order_id": "KILLER"}}, message_id="killer")
     for number in range(INNOCENT):
         await stack.publish(order(), message_id=f"after-{number}")
-    async with restarting(with_limit(config_file, config)) as codes:
+    async with restarting(forker, with_limit(config_file, config)) as codes:
         parked = await until_parked(stack, "notipy.dead.events", codes)
         for number in range(INNOCENT):
             await stack.final(f"before-{number}")
@@ -88,7 +87,7 @@ async def test_an_event_that_ends_its_consumer_is_parked_and_those_beside_it_are
 
 
 async def test_a_work_order_that_ends_its_consumer_is_parked_and_its_delivery_failed(
-    config: dict[str, Any], config_file: Path, stack: Stack, settings: Settings, smtp: SmtpSink
+    config: dict[str, Any], config_file: Path, forker: Forker, stack: Stack, settings: Settings, smtp: SmtpSink
 ) -> None:
     await stack.apply(ORDER_SHIPPED)
     async with running(settings, ["events"]):
@@ -103,7 +102,7 @@ async def test_a_work_order_that_ends_its_consumer_is_parked_and_its_delivery_fa
         stored = await stack.core.events.get(delivery.event_key)
         assert stored is not None
         await stack.core.publisher.dispatch(dispatch_of(replace(delivery, notification=word), None))
-    async with restarting(with_limit(config_file, config), "--roles", "email") as codes:
+    async with restarting(forker, with_limit(config_file, config), "--roles", "email") as codes:
         parked = await until_parked(stack, "notipy.dead.email", codes)
         await stack.final(killer)
         await stack.final(innocent)
@@ -117,22 +116,23 @@ async def test_a_work_order_that_ends_its_consumer_is_parked_and_its_delivery_fa
 
 
 async def test_a_stored_event_whose_planning_ends_the_process_is_parked(
-    config: dict[str, Any], config_file: Path, stack: Stack, settings: Settings, smtp: SmtpSink
+    config: dict[str, Any], config_file: Path, forker: Forker, stack: Stack, settings: Settings, smtp: SmtpSink
 ) -> None:
     await stack.apply(ORDER_SHIPPED)
     async with running(settings, ["events"]):
         event = await stack.publish({**order(), "data": {"order_id": "KILLER"}})
         await stack.final(event, count=0)
         await stack.reach(event, State.QUEUED)
-    raw = stack.core.database.collection("events")
+    raw, leases = stack.core.database.collection("events"), stack.core.database.collection("leases")
     overdue = datetime(2020, 1, 1, tzinfo=UTC)
     await stack.core.database.collection("deliveries").delete_many({})
     await raw.update_one({"id": event}, {"$set": {"state": "accepted", "due_at": overdue}})
     document = {**config, "sweeper": {"interval": "100ms", "overdue": "100ms"}}
-    async with restarting(with_limit(config_file, document), "--roles", "sweeper") as codes:
+    async with restarting(forker, with_limit(config_file, document), "--roles", "sweeper") as codes:
 
         async def given_up() -> bool:
             await raw.update_one({"id": event, "due_at": {"$exists": True}}, {"$set": {"due_at": overdue}})
+            await leases.update_many({}, {"$set": {"until": overdue}})  # also the lead of the process that has ended
             stored = await stack.core.events.get(event_key("shop", event))
             return stored is not None and stored.state is EventState.FAILED
 

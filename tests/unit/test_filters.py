@@ -151,6 +151,52 @@ def test_faults_name_the_filter_and_no_value(template: str, words: str) -> None:
     assert "hunter2" not in message
 
 
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (
+            "\n{{ n | money('EUROS') }}",
+            "line 2: the filter money takes a currency of three capital letters, such as EUR",
+        ),
+        ("{{ n | money }}", "line 1: the filter money: missing a required argument: 'currency'"),
+        ("{{ n | money('EUR', 2) }}", "line 1: the filter money: too many positional arguments"),
+        ("{{ n | money(code='EUR') }}", "line 1: the filter money: missing a required argument: 'currency'"),
+        ("{% if a %}{{ n | number(99) }}{% endif %}", "line 1: the filter number takes from 0 to 20 digits"),
+        ("{{ n | percent(digits='2') }}", "line 1: the filter percent takes from 0 to 20 digits"),
+        ("{{ at | date('HH:mm') }}", "line 1: the filter date takes full, long, medium, short or a pattern"),
+        ("{{ at | time('y') }}", "line 1: the filter time takes full, long, medium, short or a pattern"),
+        ("{{ at | datetime('zzzzzz') }}", "line 1: the filter datetime takes full"),
+        ("{{ at | datetime('short', 'Europe/Berlni') }}", "line 1: there is no such time zone"),
+        ("{{ at | date(format, timezone=7) }}", "line 1: there is no such time zone"),
+        ("{{ at | ago('tall') }}", "line 1: the filter ago takes the formats narrow, short and long"),
+        ("{{ five | plural(one='x') }}", "line 1: the filter plural takes the texts other=…"),
+        ("{{ five | plural }}", "line 1: the filter plural takes the texts other=…"),
+        ("{{ five | plural(one=x, other=y, lots=z) }}", "line 1: the filter plural takes the texts other=…"),
+        ("{{ names | format_list('nor') }}", "line 1: the filter format_list takes the styles"),
+        ("{% filter money('Euro') %}5{% endfilter %}", "line 1: the filter money takes a currency"),
+    ],
+)
+def test_an_argument_that_can_never_be_right_is_found_before_anything_is_rendered(template: str, words: str) -> None:
+    (found,) = TemplateRenderer(strict=True).check(Channel.SMS, {"text": template})
+    assert words in str(found)
+    assert TemplateRenderer().check(Channel.SMS, {"text": template}) == [], "what is in force goes on as it did"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *("money('EUR')", "money(currency)", "money(currency='JPY')", "money(*given)", "money(**given)"),
+        *("number", "number(0)", "number(none)", "number(digits)", "percent(1)"),
+        *("date", "date('long')", "date('EEEE, d. MMMM y')", "date('yQQQ', 'Europe/Berlin')", "date(timezone=none)"),
+        *("time('HH:mm:ss')", "time('full', zone)", "datetime(format=f)", "datetime('yyyy-MM-dd HH:mm')"),
+        *("timedelta('narrow')", "ago", "format_list('or')", "format_list(style)"),
+        *("plural(other='x')", "plural(one=a, other=b)", "plural(**forms)"),
+    ],
+)
+def test_what_may_be_right_is_no_fault(call: str) -> None:
+    assert TemplateRenderer(strict=True).check(Channel.SMS, {"text": f"{{{{ value | {call} }}}}"}) == []
+
+
 BOMBS = {
     "money": "{{ n | money('EUR') }}",
     "number": "{{ i | number(20) }}",

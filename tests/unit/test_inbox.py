@@ -1,4 +1,4 @@
-"""Inboxes: keys, what is told, and the commands about them."""
+"""Inboxes: keys, and the commands about them."""
 
 import json
 from dataclasses import dataclass, field
@@ -9,19 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels.registry import make_provider
-from channels.surroundings import Surroundings
 from consumers.handlers import CommandHandler
-from domain.failures import DeliveryFailure, TransientFailure, UnknownOutcome
 from domain.inbox import MAX_KEY, InboxItem, Mark, Marking, inbox_key
 from domain.mark_inbox import MarkInbox
-from domain.message import Message
-from domain.vocabulary import Channel, Reason
+from domain.vocabulary import Reason
 from tests.fakes import START, MemoryInbox
 from tests.unit.test_handlers import Message as Incoming
 from tests.unit.world import World
 
-ANA = Message("d1", "d1/1", Channel.INBOX, {"id": "user-7"}, {"title": "Hi", "text": "Grüße 🚲"}, START)
 IDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=255)
 
 
@@ -53,74 +48,6 @@ def test_keys_are_words_and_differ_as_the_ids_do(one: str, other: str) -> None:
 def test_a_long_id_has_a_key_that_fits() -> None:
     assert len(inbox_key("ж" * 255)) <= MAX_KEY
     assert inbox_key("ж" * 255) != inbox_key("ж" * 254)
-
-
-@dataclass
-class Exchange:
-    """`Surroundings.publish`, and its failures."""
-
-    failure: DeliveryFailure | None = None
-    published: list[tuple[str, str, Any]] = field(default_factory=list)
-
-    async def publish(self, exchange: str, key: str, body: bytes, headers: Any, **_: bool) -> None:
-        if self.failure is not None:
-            raise self.failure
-        self.published.append((exchange, key, json.loads(body)))
-
-
-def provider(exchange: Exchange, inbox: MemoryInbox) -> Any:
-    surroundings = Surroundings(publish=exchange.publish, inbox=inbox)
-    return make_provider(Channel.INBOX, "app", "inbox", {}, surroundings)
-
-
-async def test_a_message_is_stored_and_then_told_whole() -> None:
-    exchange, inbox = Exchange(), MemoryInbox()
-    answer = await provider(exchange, inbox).send(ANA)
-    assert (answer, answer.reference) == ("stored", "d1/1")
-    ((where, key, told),) = exchange.published
-    assert (where, key) == ("notipy.inbox", "user-7")
-    stored = inbox.stored["d1/1"]
-    assert told == {
-        "kind": "added",
-        "id": "d1/1",
-        "recipient": "user-7",
-        "at": told["at"],
-        "unseen": True,
-        "unread": True,
-        "archived": False,
-        "content": {"title": "Hi", "text": "Grüße 🚲"},
-    }
-    assert datetime.fromisoformat(told["at"]) == stored.at
-
-
-async def test_what_is_sent_again_is_told_again_and_stored_once() -> None:
-    exchange, inbox = Exchange(), MemoryInbox()
-    app = provider(exchange, inbox)
-    first = UnknownOutcome(Reason.CONNECTION_LOST, "before RabbitMQ confirmed it")
-    exchange.failure = first
-    with pytest.raises(TransientFailure) as caught:
-        await app.send(ANA)
-    assert caught.value.provider_fault
-    exchange.failure = None
-    assert await app.send(ANA) == "stored before"
-    assert len(inbox.stored) == len(exchange.published) == 1
-
-
-async def test_a_listener_whose_queue_is_full_stops_nobodys_inbox() -> None:
-    full = UnknownOutcome(Reason.PROVIDER_UNAVAILABLE, "RabbitMQ refused it", provider_fault=True)
-    assert await provider(Exchange(full), MemoryInbox()).send(ANA) == "stored"
-
-
-async def test_an_exchange_that_is_missing_is_told() -> None:
-    missing = TransientFailure(Reason.NOT_CONFIGURED, "there is no exchange", provider_fault=True)
-    with pytest.raises(TransientFailure, match="no exchange"):
-        await provider(Exchange(missing), MemoryInbox()).send(ANA)
-
-
-def test_who_has_an_id_has_an_inbox() -> None:
-    app = provider(Exchange(), MemoryInbox())
-    assert app.takes({"id": "user-7"})
-    assert not app.takes({"email": "ana@example.org"})
 
 
 @dataclass

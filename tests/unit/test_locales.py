@@ -1,5 +1,7 @@
 """Which words a recipient gets, and what a content in several locales has to be."""
 
+import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -7,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.rendering import TemplateRenderer
+from domain.event import Incoming, parse_event
 from domain.locales import localised, lookup
-from domain.notification import Definition, check_content
-from domain.vocabulary import Channel
+from domain.notification import Definition, Notification, check_content
+from domain.plan import Planner
+from domain.vocabulary import Channel, State
+from tests.fakes import START, NoSchemas
 
 CONTENT: dict[str, Any] = {
     "subject": "Hello",
@@ -145,7 +150,58 @@ def test_every_locale_is_checked() -> None:
     content = {"text": "{{ a }}", "locales": {"de": {"text": "\n{{ a|nope }}"}, "fr": {"text": "{{ b }}"}}}
     (fault,) = TemplateRenderer().check(Channel.SMS, content)
     assert str(fault) == "sms.locales.de.text: line 2: there is no filter 'nope'"
-    assert TemplateRenderer().missing(Channel.SMS, content, {}) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("locale", "expected"),
+    [
+        (None, ["a", "s"]),
+        ("it", ["a", "s"]),
+        ("de", ["b", "s"]),
+        ("de-AT", ["b", "c"]),
+        ("de_CH", ["b", "s"]),
+        ("fr", ["s"]),
+    ],
+)
+def test_a_name_is_missing_for_those_alone_whose_words_use_it(locale: str | None, expected: list[str]) -> None:
+    content = {
+        "subject": "{{ s }}",
+        "text": "{{ a }}",
+        "locales": {"de": {"text": "{{ b }}"}, "de-at": {"subject": "{{ c }}"}, "fr": {"text": "rien"}},
+    }
+    assert TemplateRenderer().missing(Channel.EMAIL, content, {}, locale) == expected
+    assert TemplateRenderer().missing(Channel.EMAIL, content, {"a": 1, "b": 1, "c": 1, "s": 1}, locale) == []
+
+
+def planned(channels: dict[str, Any], data: dict[str, Any]) -> dict[str, tuple[State, str | None]]:
+    """State and detail by the recipient's id, of one for each locale and of one without."""
+    people = [{"id": tag or "none", "email": "a@example.org", **({"locale": tag} if tag else {})}
+              for tag in (None, "de-AT", "fr")]  # fmt: skip
+    body = json.dumps({"recipients": people, "data": data}).encode()
+    event = parse_event(Incoming(body, "a.b", "m-1"), START, 1000)
+    notification = Notification(version=1, definition=definition(channels=channels))
+    planner = Planner(TemplateRenderer(), NoSchemas(), frozenset({Channel.EMAIL}), timedelta(minutes=5))
+    return {each.recipient_key: (each.state, each.detail) for each in planner.plan(event, [notification], START, START)}
+
+
+def test_an_event_without_a_name_that_one_locale_uses_is_planned_for_all_others() -> None:
+    email = {"subject": "s", "text": "{{ a }}", "locales": {"de": {"text": "{{ a }} {{ b }}"}}}
+    found = planned({"email": email}, {"a": 1})
+    assert found == {
+        "none": (State.QUEUED, None),
+        "de-AT": (State.FAILED, "data lacks b"),
+        "fr": (State.QUEUED, None),
+    }
+    assert {state for state, _ in planned({"email": email}, {"a": 1, "b": 2}).values()} == {State.QUEUED}
+
+
+def test_a_name_that_a_locale_does_not_use_is_not_asked_of_it() -> None:
+    email = {"subject": "s", "text": "{{ a }}", "locales": {"de": {"text": "Hallo"}}}
+    assert {key: state for key, (state, _) in planned({"email": email}, {}).items()} == {
+        "none": State.FAILED,
+        "de-AT": State.QUEUED,
+        "fr": State.FAILED,
+    }
 
 
 @pytest.mark.parametrize(

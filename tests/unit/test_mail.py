@@ -6,7 +6,7 @@ from email import message_from_bytes, policy
 from email.header import decode_header, make_header
 from email.message import EmailMessage
 from email.utils import parseaddr
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from hypothesis import given
@@ -139,6 +139,24 @@ def test_copies_are_in_the_envelope_and_cc_alone_in_the_header() -> None:
     ]
 
 
+def test_a_copy_that_is_unwanted_is_left_out_of_envelope_and_header() -> None:
+    renderer = TemplateRenderer()
+    content = {
+        "subject": "s",
+        "text": "t",
+        "cc": 'Ben <ben@example.org>, "Cem, Jr." <cem@example.org>\nnobody, dan@bücher.example',
+        "bcc": "eve@example.org",
+    }
+    known = renderer.copies(content)
+    assert known == ["ben@example.org", "cem@example.org", "dan@xn--bcher-kva.example", "eve@example.org"]
+    fewer = renderer.without_copies(content, {"ben@example.org", "eve@example.org"})
+    assert fewer == {**content, "cc": '"Cem, Jr." <cem@example.org>, nobody, dan@bücher.example', "bcc": ""}
+    assert renderer.copies(fewer) == ["cem@example.org", "dan@xn--bcher-kva.example"]
+    assert renderer.without_copies({"subject": "s"}, {"ben@example.org"}) == {"subject": "s"}
+    too_long = {"cc": "ben@example.org, " * 2000}
+    assert renderer.copies(too_long) == []
+
+
 def test_everybody_gets_one() -> None:
     made = composed(subject="s", text="x", cc="ANA@example.org, bo@example.org", bcc="Bo@example.org,cy@example.org")
     assert made.copies == ("bo@example.org", "cy@example.org")
@@ -171,10 +189,10 @@ _USUAL = (
 )
 @pytest.mark.parametrize("field", ["cc", "reply_to"])
 def test_an_odd_address_field_is_read_soon(text: str, field: str) -> None:
-    started = perf_counter()
+    started = thread_time()
     with suppress(PermanentFailure):
         composed((), "", subject="s", text="t", **{field: text})
-    assert perf_counter() - started < 0.5
+    assert thread_time() - started < 0.5
 
 
 @pytest.mark.parametrize("field", ["cc", "bcc", "reply_to"])

@@ -1,5 +1,6 @@
 """To which provider a delivery goes, and who takes over; in memory and in simulated time."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from domain.circuit import FORGIVEN_AT_MOST, Circuit, Mode
-from domain.deliver import HeldBack, Late, NotClaimed, Settled
+from domain.circuit import FORGIVEN_AT_MOST, THRESHOLD, Circuit, Mode
+from domain.deliver import SEND_SHARE, HeldBack, Late, NotClaimed, Settled
 from domain.dispatch import Dispatch
-from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
+from domain.failures import UNSENT, DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
 from domain.message import Accepted, Message
 from domain.outcome import FailedOver
 from domain.pool import Chosen, Member, Paused, Pool, Trying, Untaken
+from domain.ports import Claim
 from domain.rate import LONGEST_WAIT, Limiter, parse_rate
 from domain.vocabulary import Channel, Reason, Semantics, State
 from tests.fakes import Clock, ScriptedProvider
@@ -309,6 +311,57 @@ async def test_what_may_have_been_sent_is_repeated_by_the_policy_and_marked() ->
     assert (stored.state, stored.provider, stored.possible_duplicate) == (State.SENT, "second", True)
 
 
+@dataclass
+class Silent(ScriptedProvider):
+    """It says nothing, before anything is sent to it or when it has the message."""
+
+    before: bool = True
+
+    async def send(self, message: Message) -> Accepted:
+        if self.before:
+            with UNSENT:
+                await asyncio.Event().wait()
+        await asyncio.Event().wait()
+        return Accepted("never")
+
+
+def little_is_left_of_the_first_lease(world: World) -> None:
+    real = world.deliveries.claim
+
+    async def slow(claim: Claim) -> bool:
+        if claim.id.endswith("/1"):
+            world.clock.advance(LEASE * SEND_SHARE - timedelta(milliseconds=20))
+        return await real(claim)
+
+    world.deliveries.claim = slow  # type: ignore[method-assign]
+
+
+async def test_what_is_cut_off_before_anything_was_sent_is_the_seconds() -> None:
+    world, (second,) = pooled("second", semantics=Semantics.AT_MOST_ONCE)
+    world.provider = Silent()
+    little_is_left_of_the_first_lease(world)
+    for number in range(THRESHOLD):
+        assert world.circuit.mode is Mode.CLOSED
+        job = await first(world, message_id=f"m-{number}")
+        await world.deliver(job)
+        stored = world.deliveries.stored[job.delivery.id]
+        assert (stored.state, stored.provider, stored.forgiven) == (State.SENT, "second", 1)
+        assert not stored.possible_duplicate
+    assert len(second.sent) == THRESHOLD
+    assert world.circuit.mode is Mode.OPEN, "they are faults of the provider"
+
+
+async def test_what_is_cut_off_later_may_have_been_sent() -> None:
+    world, (second,) = pooled("second", semantics=Semantics.AT_MOST_ONCE)
+    world.provider = Silent(before=False)
+    little_is_left_of_the_first_lease(world)
+    job = await first(world)
+    await world.deliver(job)
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.reason) == (State.UNKNOWN, Reason.TIMEOUT)
+    assert not second.sent
+
+
 async def test_at_most_once_no_second_provider_sends_what_may_have_been_sent() -> None:
     world, (second,) = pooled("second", semantics=Semantics.AT_MOST_ONCE)
     world.provider.script = [UnknownOutcome(Reason.CONNECTION_LOST, "after DATA", provider_fault=True)]
@@ -382,6 +435,47 @@ async def test_nor_does_one_whose_message_is_lost_too() -> None:
     assert again.attempt == 2
     await world.deliver(again)
     assert world.deliveries.stored[job.delivery.id].state is State.SENT
+
+
+@dataclass
+class Ending(ScriptedProvider):
+    """The process ends in the middle of the send."""
+
+    async def send(self, message: Message) -> Accepted:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("semantics", Semantics, ids=str)
+async def test_of_an_attempt_whose_process_ended_it_is_known_whose_it_was(semantics: Semantics) -> None:
+    world = World(semantics)
+    world.others = [member(world.clock, "second", provider=Ending(name="second"))]
+    world.provider.script = [down()]
+    job = await first(world)
+    with pytest.raises(KeyboardInterrupt):
+        await world.deliver(job)
+    world.clock.advance(OVERDUE + LEASE)
+    await world.sweep()
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.attempt, stored.reason, stored.provider) == (2, Reason.OUTCOME_UNKNOWN, "second")
+    assert stored.last_change.provider == "second"
+
+
+async def test_a_replay_is_told_with_the_provider_of_its_own_attempts() -> None:
+    world, _ = pooled("second")
+    world.provider.script = [PermanentFailure(Reason.MESSAGE_REJECTED, "554 no"), down()]
+    job = await first(world)
+    await world.deliver(job)
+    await world.operate.replay(world.deliveries.stored[job.delivery.id])
+    await world.deliver(world.queue.dispatched[-1])
+    history = world.deliveries.stored[job.delivery.id].history
+    assert [(each.epoch, each.attempt, each.provider, str(each.state)) for each in history if each.attempt] == [
+        (1, 1, "scripted", "sending"),
+        (1, 1, "scripted", "failed"),
+        (2, 1, "scripted", "sending"),
+        (2, 1, "scripted", "retrying"),
+        (2, 2, "second", "sending"),
+        (2, 2, "second", "sent"),
+    ]
 
 
 async def test_one_whom_nobody_takes_fails_with_a_reason_and_can_be_replayed() -> None:

@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 from threading import get_ident
-from time import perf_counter
+from time import thread_time
 from types import SimpleNamespace
 from typing import Any
 
@@ -429,10 +429,10 @@ def test_a_bounced_mail() -> None:
     ],
 )
 def test_a_hostile_mail_is_refused_soon(field: str) -> None:
-    started = perf_counter()
+    started = thread_time()
     with pytest.raises(Unreadable):
         read_receipts(f"{field}\r\n\r\n".encode(), MAIL)
-    assert perf_counter() - started < 1.5
+    assert thread_time() - started < 1.5
 
 
 def test_a_bounce_that_brings_the_whole_mail_back_is_read() -> None:

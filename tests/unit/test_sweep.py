@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from domain.deliver import HeldBack
+from domain.delivery import Delivery
 from domain.dispatch import Dispatch
 from domain.failures import TransientFailure
 from domain.operate import Refused
@@ -189,15 +190,20 @@ async def test_a_delivery_over_a_channel_that_is_configured_no_more_ends() -> No
     assert len(world.queue.parked) == 1
 
 
-async def test_the_last_attempt_with_unknown_outcome_is_marked_when_it_is_replayed() -> None:
-    world = World()
+async def without_outcomes(world: World) -> Delivery:
+    """A delivery each of whose attempts was claimed by a process that ended."""
     (job,) = await world.accepted()
     for _ in range(world.policy.attempts):
         await world.deliveries.claim(world.deliver._claim(job))
         world.clock.advance(OVERDUE + LEASE)
         await world.sweep()
         job = job.again(world.deliveries.stored[job.delivery.id])
-    failed = world.deliveries.stored[job.delivery.id]
+    return world.deliveries.stored[job.delivery.id]
+
+
+async def test_the_last_attempt_with_unknown_outcome_is_marked_when_it_is_replayed() -> None:
+    world = World()
+    failed = await without_outcomes(world)
     assert (failed.state, failed.possible_duplicate) == (State.FAILED, True)
     replayed = await world.operate.replay(failed)
     assert not isinstance(replayed, Refused)
@@ -290,14 +296,7 @@ async def test_an_event_whose_planning_never_ends_is_parked() -> None:
 
 
 async def test_a_delivery_every_attempt_of_which_ended_its_process_is_poison() -> None:
-    world = World()
-    (job,) = await world.accepted()
-    for _ in range(world.policy.attempts):
-        await world.deliveries.claim(world.deliver._claim(job))
-        world.clock.advance(OVERDUE + LEASE)
-        await world.sweep()
-        job = job.again(world.deliveries.stored[job.delivery.id])
-    stored = world.deliveries.stored[job.delivery.id]
+    stored = await without_outcomes(World())
     assert (stored.state, stored.reason, stored.possible_duplicate) == (State.FAILED, Reason.POISON, True)
 
 

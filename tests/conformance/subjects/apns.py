@@ -8,16 +8,19 @@ from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from channels.taxonomy import Meaning
 from domain.message import Message
 from domain.vocabulary import Channel
 from tests.conformance.http2 import ca_pem, http2_peer
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
+from tests.published import faults, jwt_faults
 
 KEY = generate_private_key(SECP256R1())
 PEM = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 KEY_ID, TEAM_ID, TOPIC = "ABC123DEFG", "DEF123GHIJ", "com.example.shop"
 DEVICE = "00fc13adff785122b4ad28809a3420982341241421348097878e577c991de8f0"
 APNS_ID = "EABEAE54-14A8-11E5-B60B-1697F925EC7B"
@@ -56,8 +59,18 @@ def gate(request: Request) -> Response | None:
     return None
 
 
+def faults_in(request: Request) -> list[str]:
+    """By another client's types and requests, and by another library for tokens than the one that has signed them."""
+    headers = {name: value for name, value in request.headers.items() if name.startswith("apns-")}
+    claims = {"issuer": TEAM_ID, "maxTokenAge": "1 hour"}
+    token = request.headers["authorization"].removeprefix("bearer ")
+    signature = jwt_faults(token, PUBLIC, "ES256", claims=claims, kid=KEY_ID)
+    return [*signature, *faults("apns", {"headers": headers, "payload": request.json})]
+
+
 def requested(request: Request) -> None:
     assert (request.method, request.path) == ("POST", f"/3/device/{DEVICE}")
+    assert faults_in(request) == []
     assert str(uuid.UUID(request.headers["apns-id"])) == request.headers["apns-id"]
     assert request.headers["apns-push-type"] == "alert"
     assert int(request.headers["apns-expiration"]) > time.time()
@@ -71,7 +84,7 @@ def refusal(status: int, reason: str, **headers: str) -> Response:
     return Response(status, {"reason": reason}, headers={"apns-id": APNS_ID} | named)
 
 
-SUBJECT = Subject(
+SUBJECT = HttpSubject(
     kind="apns",
     channel=Channel.PUSH,
     options=options,

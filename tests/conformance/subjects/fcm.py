@@ -7,15 +7,18 @@ from urllib.parse import parse_qs
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from channels.fcm import SCOPE
 from channels.taxonomy import Meaning
 from domain.vocabulary import Channel
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
+from tests.published import faults
 
 KEY = generate_private_key(65537, 2048)
 PEM = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 EMAIL = "notipy@shop-1042.iam.gserviceaccount.com"
 ACCESS_TOKEN = "ya29.an-access-token"
 DEVICE = "fLq3:APA91b-a-registration-token"
@@ -84,12 +87,13 @@ def requested(request: Request) -> None:
     assert (request.method, request.path) == ("POST", "/v1/projects/shop-1042/messages:send")
     assert request.headers["Authorization"] == f"Bearer {ACCESS_TOKEN}"
     assert request.headers["Content-Type"] == "application/json"
+    assert faults("fcm", request.json) == []
     (sent,) = request.json.values()
     assert sent["token"] == DEVICE
     assert sent["notification"] == {"title": f"{TEXT}!", "body": TEXT}
 
 
-SUBJECT = Subject(
+SUBJECT = HttpSubject(
     kind="fcm",
     channel=Channel.PUSH,
     options=lambda url, _: {"base_url": url, "credentials": account(url)},

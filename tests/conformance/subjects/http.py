@@ -5,7 +5,8 @@ from urllib.parse import parse_qs
 
 from channels.taxonomy import Meaning
 from domain.vocabulary import Channel
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
 
 TOKEN = "a token of the gateway's"
 PHONE = "+4915112345678"
@@ -59,6 +60,7 @@ COMMON: dict[str, Any] = {
     "message": message(Channel.SMS, {"phone": PHONE}),
     "address": PHONE,
     "secrets": (TOKEN,),
+    "stranger": None,
 }
 STATUSES: dict[str, tuple[Response, Meaning]] = {
     "400": (Response(400, text="no"), Meaning.MESSAGE),
@@ -67,7 +69,7 @@ STATUSES: dict[str, tuple[Response, Meaning]] = {
     "503": (Response(503, text="<html>"), Meaning.TRANSIENT),
 }
 SUBJECTS = [
-    Subject(
+    HttpSubject(
         **COMMON,
         options=lambda url, _: gateway(url),
         success=Response(202, TAKEN),
@@ -85,10 +87,11 @@ SUBJECTS = [
             "no document": (Response(200, text="<html>"), Meaning.UNKNOWN),
         },
         requested=requested,
+        body_tells=True,
         reference="m-42",
         idempotency=lambda request: request.headers.get("Idempotency-Key"),
     ),
-    Subject(
+    HttpSubject(
         **COMMON,
         options=lambda url, _: {
             "url": url + "/send",

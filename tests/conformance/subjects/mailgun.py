@@ -8,7 +8,9 @@ from typing import Any
 
 from channels.taxonomy import Meaning
 from domain.vocabulary import Channel
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
+from tests.published import faults
 
 KEY = "key-0123456789abcdef-of-mailgun"
 DOMAIN = "mg.shop.example"
@@ -41,10 +43,18 @@ def mail_of(request: Request) -> EmailMessage:
     return email.message_from_bytes(raw, policy=policy.default)
 
 
+def faults_in(request: Request) -> list[str]:
+    """By the fields as Mailgun's own library takes them: of recipients and tags there may be several."""
+    form = {name: [each.decode() for each in values] for name, values in form_of(request).items()}
+    several = {"to", "o:tag"}
+    return faults("mailgun", {name: each if name in several else "".join(each) for name, each in form.items()})
+
+
 def requested(request: Request) -> None:
     assert (request.method, request.path) == ("POST", f"/v3/{DOMAIN}/messages.mime")
     scheme, _, login = request.headers["Authorization"].partition(" ")
     assert (scheme, b64decode(login).decode()) == ("Basic", f"api:{KEY}")
+    assert faults_in(request) == []
     form = form_of(request)
     assert {name: value for name, value in form.items() if name != "message"} == {
         "to": [EMAIL.encode()],
@@ -63,7 +73,7 @@ def requested(request: Request) -> None:
     assert html.get_content().strip() == f"<p>{TEXT}</p>"
 
 
-SUBJECT = Subject(
+SUBJECT = HttpSubject(
     kind="mailgun",
     channel=Channel.EMAIL,
     options=lambda url, _: {

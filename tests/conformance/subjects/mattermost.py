@@ -2,7 +2,9 @@
 
 from channels.taxonomy import Meaning
 from domain.vocabulary import Channel
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
+from tests.published import faults
 
 TOKEN = "a-token-of-a-bot-of-mattermost"
 KEY = "xxx3generated4key5of6hook7"
@@ -21,6 +23,7 @@ def posted(request: Request) -> None:
     assert (request.method, request.path) == ("POST", "/api/v4/posts")
     assert request.headers["Authorization"] == f"Bearer {TOKEN}"
     assert request.headers["Content-Type"] == "application/json"
+    assert faults("mattermost", request.json) == []
     assert request.json == {"channel_id": CHANNEL, "message": f"**{TEXT}!**\n{TEXT}"}
 
 
@@ -32,7 +35,7 @@ def hooked(request: Request) -> None:
 
 
 SUBJECTS = (
-    Subject(
+    HttpSubject(
         kind="mattermost",
         channel=Channel.CHAT,
         options=lambda url, _: {"webhook_url": f"{url}/hooks/{KEY}"},
@@ -54,7 +57,7 @@ SUBJECTS = (
         secrets=(KEY,),
         too_long=message(Channel.CHAT, {"chat": "mattermost:"}, content={"text": "x" * 16_384}),
     ),
-    Subject(
+    HttpSubject(
         kind="mattermost",
         channel=Channel.CHAT,
         options=lambda url, _: {"base_url": url, "token": TOKEN},

@@ -1,8 +1,8 @@
 """SendGrid, as the reference of its v3 Mail Send endpoint has it.
 
-No package registry has SendGrid's OpenAPI document. `SCHEMA` is written after its documentation
-(https://www.twilio.com/docs/sendgrid/api-reference/mail-send/mail-send, "Request body") for the fields that NotiPy
-uses, and allows no other.
+SendGrid's own types say which fields there are. No package registry has its OpenAPI document: what a field may hold,
+`SCHEMA` says after the documentation (https://www.twilio.com/docs/sendgrid/api-reference/mail-send/mail-send, "Request
+body"), for the fields that NotiPy uses.
 """
 
 from typing import Any
@@ -11,7 +11,9 @@ import jsonschema_rs
 
 from channels.taxonomy import Meaning
 from domain.vocabulary import Channel
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
+from tests.published import faults
 
 KEY = "SG.a-key-of-sendgrid.0123456789"
 EMAIL = "ana.private@example.org"
@@ -71,12 +73,16 @@ def refusal(status: int, words: str, field: str | None = None, headers: dict[str
     return Response(status, {"errors": [error]}, headers=headers or {})
 
 
+def faults_in(request: Request) -> list[str]:
+    return [*faults("sendgrid", request.json), *(error.message for error in VALIDATOR.iter_errors(request.json))]
+
+
 def requested(request: Request) -> None:
     assert (request.method, request.path) == ("POST", "/v3/mail/send")
     assert request.headers["Authorization"] == f"Bearer {KEY}"
     assert request.headers["Content-Type"] == "application/json"
     document = request.json
-    VALIDATOR.validate(document)
+    assert faults_in(request) == []
     assert document == {
         "personalizations": [{"to": [{"email": EMAIL, "name": "Ána"}]}],
         "from": {"email": "no-reply@shop.example", "name": "Shop"},
@@ -89,7 +95,7 @@ def requested(request: Request) -> None:
     }
 
 
-SUBJECT = Subject(
+SUBJECT = HttpSubject(
     kind="sendgrid",
     channel=Channel.EMAIL,
     options=lambda url, _: {

@@ -8,7 +8,9 @@ from email import policy
 
 from channels.taxonomy import Meaning
 from domain.vocabulary import Channel
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
+from tests.published import faults
 
 REGION = "eu-central-1"
 KEY_ID = "AKIAIOSFODNN7EXAMPLE"
@@ -43,10 +45,15 @@ def signed(request: Request) -> None:
     assert given["Signature"] == key.hex()
 
 
+def faults_in(request: Request) -> list[str]:
+    return faults("ses", {"method": request.method, "path": request.path, "document": request.json})
+
+
 def requested(request: Request) -> None:
     assert (request.method, request.path) == ("POST", "/v2/email/outbound-emails")
     assert request.headers["X-Amz-Security-Token"] == TOKEN
     signed(request)
+    assert faults_in(request) == []
     document = request.json
     raw = document.pop("Content")["Raw"]["Data"]
     assert document == {
@@ -79,7 +86,7 @@ CONFIGURATION = {
     404: ("NotFoundException",),
 }
 
-SUBJECT = Subject(
+SUBJECT = HttpSubject(
     kind="ses",
     channel=Channel.EMAIL,
     options=lambda url, _: {
@@ -120,6 +127,7 @@ SUBJECT = Subject(
         "no document": (Response(502, text="<html>"), Meaning.UNKNOWN),
     },
     requested=requested,
+    body_tells=True,  # its library tells the status of no answer that it has not read
     secrets=(SECRET, TOKEN),
     reference=NUMBER,
     too_long=message(Channel.EMAIL, {"email": EMAIL}, content={"subject": "s", "text": "x" * 100_000}),

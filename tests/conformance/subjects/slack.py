@@ -3,15 +3,15 @@
 from channels.taxonomy import Meaning
 from domain.message import Message
 from domain.vocabulary import Channel
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
+from tests.published import faults
 
 TOKEN = "xoxb-a-token-of-a-bot"
 HOOK = "/services/T0001/B0001/the-secret-of-a-webhook"
 CHANNEL = "C0123456789"
 STAMP = "1503435956.000247"
 SENT = {"ok": True, "channel": CHANNEL, "ts": STAMP, "message": {"type": "message", "text": TEXT}}
-ARGUMENTS = {"channel", "text", "mrkdwn", "link_names", "blocks", "attachments", "thread_ts", "unfurl_links"}
-"""Of those that the page of chat.postMessage lists."""
 
 
 def refusal(code: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -23,7 +23,7 @@ def posted(request: Request) -> None:
     assert (request.method, request.path) == ("POST", "/api/chat.postMessage")
     assert request.headers["Authorization"] == f"Bearer {TOKEN}"
     assert request.headers["Content-Type"] == "application/json; charset=utf-8"
-    assert request.json.keys() <= ARGUMENTS
+    assert faults("slack", request.json) == []
     assert request.json["channel"] == CHANNEL
     said(request)
 
@@ -32,6 +32,7 @@ def hooked(request: Request) -> None:
     assert (request.method, request.path) == ("POST", HOOK)
     assert request.headers["Content-Type"] == "application/json"
     assert "Authorization" not in request.headers
+    assert faults("slack webhook", request.json) == []
     assert "channel" not in request.json, "a webhook's channel cannot be overridden"
     said(request)
 
@@ -45,7 +46,7 @@ def too_long(address: str) -> Message:
 
 
 SUBJECTS = (
-    Subject(
+    HttpSubject(
         kind="slack",
         channel=Channel.CHAT,
         options=lambda url, _: {"base_url": f"{url}/api", "token": TOKEN},
@@ -74,11 +75,12 @@ SUBJECTS = (
             "no document of a failure": (Response(502, text="<html>"), Meaning.UNKNOWN),
         },
         requested=posted,
+        body_tells=True,
         secrets=(TOKEN,),
         reference=f"{CHANNEL}/{STAMP}",
         too_long=too_long(f"slack:{CHANNEL}"),
     ),
-    Subject(
+    HttpSubject(
         kind="slack",
         channel=Channel.CHAT,
         options=lambda url, _: {"webhook_url": url + HOOK, "channel": "#orders"},

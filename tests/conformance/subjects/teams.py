@@ -3,7 +3,9 @@
 from channels.taxonomy import Meaning
 from domain.vocabulary import Channel
 from tests.conformance import cards
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
+from tests.published import faults
 
 SIGNATURE = "the-signature-of-a-workflow"
 PATH = "/workflows/643e69f83c8944438d68119179a10a64/triggers/manual/paths/invoke"
@@ -24,11 +26,12 @@ def requested(request: Request) -> None:
     assert request.json["type"] == "message"
     (attachment,) = request.json["attachments"]
     assert attachment["contentType"] == "application/vnd.microsoft.card.adaptive"
+    assert faults("teams", request.json) == []
     cards.check(attachment["content"])
     assert cards.texts(attachment["content"]) == [f"{TEXT}!", TEXT]
 
 
-SUBJECT = Subject(
+SUBJECT = HttpSubject(
     kind="teams",
     channel=Channel.CHAT,
     options=lambda url, _: {"webhook_url": url + URL},

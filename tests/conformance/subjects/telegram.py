@@ -2,7 +2,9 @@
 
 from channels.taxonomy import Meaning
 from domain.vocabulary import Channel
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
+from tests.published import faults
 
 TOKEN = "123456:ABC-DEF1234ghIkl-zyx57W2v1u123ew11"
 CHAT = -1001234567890
@@ -17,6 +19,7 @@ def refusal(status: int, description: str, **parameters: int) -> Response:
 def requested(request: Request) -> None:
     assert (request.method, request.path) == ("POST", f"/bot{TOKEN}/sendMessage")
     assert request.headers["Content-Type"] == "application/json"
+    assert faults("telegram", request.json) == []
     title = len(f"{TEXT}!".encode("utf-16-le")) // 2
     assert title == len(TEXT) + 2, "entities are counted in UTF-16 code units, of which the bicycle has two"
     assert request.json == {
@@ -26,7 +29,7 @@ def requested(request: Request) -> None:
     }
 
 
-SUBJECT = Subject(
+SUBJECT = HttpSubject(
     kind="telegram",
     channel=Channel.CHAT,
     options=lambda url, _: {"base_url": url, "token": TOKEN},
@@ -50,12 +53,16 @@ SUBJECT = Subject(
         "entities": (refusal(400, f"Bad Request: can't parse entities: Character '!' {CHAT}"), Meaning.MESSAGE),
         "another 400": (refusal(400, f"Bad Request: something about {CHAT}"), Meaning.MESSAGE),
         "too fast": (refusal(429, "Too Many Requests: retry after 7", retry_after=7), Meaning.RATE_LIMITED),
-        "a refusal with 200": (Response(200, {"ok": False, "error_code": 401}), Meaning.CONFIGURATION),
+        "a refusal with 200": (
+            Response(200, {"ok": False, "error_code": 401, "description": "Unauthorized"}),
+            Meaning.CONFIGURATION,
+        ),
         "down": (refusal(500, "Internal Server Error"), Meaning.TRANSIENT),
         "a gateway": (refusal(502, "Bad Gateway"), Meaning.UNKNOWN),
         "no document": (Response(200, text="<html>"), Meaning.UNKNOWN),
     },
     requested=requested,
+    body_tells=True,
     secrets=(TOKEN,),
     reference=f"{CHAT}/42",
     too_long=message(Channel.CHAT, {"chat": f"telegram:{CHAT}"}, content={"text": "x" * 4097}),

@@ -5,7 +5,9 @@ from urllib.parse import parse_qs
 
 from channels.taxonomy import Meaning
 from domain.vocabulary import Channel
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
+from tests.published import faults
 
 SID = "AC" + "0a" * 16
 TOKEN = "an auth token of Twilio's"
@@ -18,16 +20,21 @@ def refusal(status: int, code: int, headers: dict[str, str] | None = None) -> Re
     return Response(status, {"code": code, "message": words, "status": status}, headers=headers or {})
 
 
+def faults_in(request: Request) -> list[str]:
+    return faults("twilio", {"method": request.method, "path": request.path, "body": request.body.decode()})
+
+
 def requested(request: Request) -> None:
     assert (request.method, request.path) == ("POST", f"/2010-04-01/Accounts/{SID}/Messages.json")
     scheme, _, login = request.headers["Authorization"].partition(" ")
     assert (scheme, b64decode(login).decode()) == ("Basic", f"{SID}:{TOKEN}")
     assert request.headers["Content-Type"] == "application/x-www-form-urlencoded"
+    assert faults_in(request) == []
     form = {name: value for name, (value,) in parse_qs(request.body.decode(), strict_parsing=True).items()}
     assert form == {"To": PHONE, "From": "+15005550006", "Body": TEXT}
 
 
-SUBJECT = Subject(
+SUBJECT = HttpSubject(
     kind="twilio",
     channel=Channel.SMS,
     options=lambda url, _: {"base_url": url, "account_sid": SID, "auth_token": TOKEN, "from": "+15005550006"},

@@ -5,7 +5,9 @@ from urllib.parse import parse_qs
 
 from channels.taxonomy import Meaning
 from domain.vocabulary import Channel
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
+from tests.published import faults
 
 KEY, SECRET = "abcd1234", "a secret of Vonage's"
 PHONE = "+4915112345678"
@@ -25,17 +27,21 @@ def answer(*parts: dict[str, str], status: int = 200, headers: dict[str, str] | 
     return Response(status, {"message-count": str(len(parts)), "messages": parts}, headers=headers or {})
 
 
+def form_of(request: Request) -> dict[str, str]:
+    return {name: value for name, (value,) in parse_qs(request.body.decode(), strict_parsing=True).items()}
+
+
 def requested(request: Request) -> None:
     assert (request.method, request.path) == ("POST", "/sms/json")
     scheme, _, login = request.headers["Authorization"].partition(" ")
     assert (scheme, b64decode(login).decode()) == ("Basic", f"{KEY}:{SECRET}")
     assert request.headers["Content-Type"] == "application/x-www-form-urlencoded"
-    form = {name: value for name, (value,) in parse_qs(request.body.decode(), strict_parsing=True).items()}
+    assert faults("vonage", form_of(request)) == []
     sent = {"from": "Shop", "to": "4915112345678", "text": TEXT, "type": "unicode", "client-ref": "d1/1"}
-    assert form == sent
+    assert form_of(request) == sent
 
 
-SUBJECT = Subject(
+SUBJECT = HttpSubject(
     kind="vonage",
     channel=Channel.SMS,
     options=lambda url, _: {"base_url": url, "api_key": KEY, "api_secret": SECRET, "from": "Shop"},
@@ -62,6 +68,7 @@ SUBJECT = Subject(
         "503": (Response(503, text="<html>"), Meaning.TRANSIENT),
     },
     requested=requested,
+    body_tells=True,
     secrets=(SECRET,),
     reference=REFERENCE,
     too_long=message(Channel.SMS, {"phone": PHONE}, content={"text": "x" * 3201}),

@@ -5,7 +5,8 @@ from standardwebhooks import Webhook
 from channels.taxonomy import Meaning
 from domain.message import Message
 from domain.vocabulary import Channel
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLD_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
@@ -26,7 +27,7 @@ def requested(request: Request) -> None:
         assert Webhook(secret).verify(request.body, headers) == {"said": TEXT}
 
 
-SUBJECT = Subject(
+SUBJECT = HttpSubject(
     kind="webhook",
     channel=Channel.WEBHOOK,
     options=lambda _, __: {
@@ -53,5 +54,6 @@ SUBJECT = Subject(
     secrets=(SECRET.removeprefix("whsec_"), OLD_SECRET.removeprefix("whsec_"), KEY),
     idempotency=lambda request: request.headers["webhook-id"],
     shared=False,
+    classes=frozenset({Meaning.TRANSIENT, Meaning.MESSAGE}),
     too_long=message(Channel.WEBHOOK, {"webhook": "http://127.0.0.1:9"}, content={"payload": '"' + "x" * 1000 + '"'}),
 )

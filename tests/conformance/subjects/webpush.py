@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import http_ece
-import jwt
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
@@ -13,10 +12,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from channels.taxonomy import Meaning
 from domain.message import Message
 from domain.vocabulary import Channel
-from tests.conformance.subject import TEXT, Request, Response, Subject, message
+from tests.conformance.over_http import HttpSubject, Request, Response
+from tests.conformance.subject import TEXT, message
+from tests.published import jwt_faults
 
 VAPID = generate_private_key(SECP256R1())
 PEM = VAPID.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+PUBLIC = VAPID.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+DAY = 24 * 60 * 60
+"""Seconds, in which a VAPID token must end (RFC 8292)."""
 BROWSER = generate_private_key(SECP256R1())
 AUTH = bytes(range(16))
 LOCATION = "/message/qDIYHNcfAIPP_5ITvURr-d6BGt"
@@ -49,14 +53,8 @@ def requested(request: Request) -> None:
     scheme, _, parameters = request.headers["Authorization"].partition(" ")
     values = dict(parameter.split("=", 1) for parameter in parameters.split(","))
     assert (scheme, values["k"]) == ("vapid", base64url(public(VAPID.public_key())))
-    claims = jwt.decode(
-        values["t"],
-        VAPID.public_key(),
-        algorithms=["ES256"],
-        audience=f"http://{request.headers['Host']}",
-        options={"require": ["aud", "exp", "sub"]},
-    )
-    assert claims["sub"] == "mailto:push@shop.example"
+    claims = {"audience": f"http://{request.headers['Host']}", "subject": "mailto:push@shop.example"}
+    assert jwt_faults(values["t"], PUBLIC, "ES256", claims=claims, within=DAY) == []
     assert len(request.body) <= 4096
     read = orjson.loads(http_ece.decrypt(request.body, private_key=BROWSER, auth_secret=AUTH))
     assert (read["notification"]["title"], read["notification"]["body"]) == (f"{TEXT}!", TEXT)
@@ -67,7 +65,7 @@ def refusal(status: int, **headers: str) -> Response:
     return Response(status, text=f"no, says {base64url(AUTH)}", headers=named)
 
 
-SUBJECT = Subject(
+SUBJECT = HttpSubject(
     kind="webpush",
     channel=Channel.PUSH,
     options=lambda _, __: {"private_key": PEM, "subject": "mailto:push@shop.example", "allow_private": True},
@@ -92,4 +90,5 @@ SUBJECT = Subject(
     reference=LOCATION,
     too_long=said("http://127.0.0.1:9", text="x" * 3993),
     shared=False,
+    classes=frozenset({Meaning.TRANSIENT, Meaning.MESSAGE}),
 )
