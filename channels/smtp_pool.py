@@ -108,13 +108,23 @@ class SmtpPool:
         await asyncio.gather(*(kept.session.quit(timeout=GOODBYE) for kept in idle))
 
     async def _take(self) -> Session | None:
-        """A kept connection that is alive as far as can be told."""
+        """A kept connection that is alive as far as can be told.
+
+        Where one turns out to be dead, none of the others is asked: they have been idle for longer, and a server that
+        is gone without a word would cost a time-out for each.
+        """
         while self._idle:
             kept = self._idle.pop()
-            if kept.session.usable and await self._fresh(kept):
-                return kept.session
+            if kept.session.usable:
+                if await self._fresh(kept):
+                    return kept.session
+                self._let_go()
             kept.session.close()
         return None
+
+    def _let_go(self) -> None:
+        while self._idle:
+            self._idle.pop().session.close()
 
     async def _fresh(self, kept: _Kept) -> bool:
         if self._clock() - kept.since < PROBE_AFTER:

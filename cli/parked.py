@@ -115,9 +115,13 @@ async def dead_deliveries(deliveries: MongoDeliveries, chosen: Chosen) -> AsyncI
         async for delivery in deliveries.dead(chosen.filter, chosen.limit):
             yield delivery
         return
-    for name in dict.fromkeys(chosen.ids[: chosen.limit]):
+    left = chosen.limit
+    for name in dict.fromkeys(chosen.ids):
+        if left == 0:
+            return
         found = await deliveries.get(name)
         if found is not None and _is_meant(found, chosen.filter):
+            left = None if left is None else left - 1
             yield found
 
 

@@ -1,15 +1,18 @@
 """Which dead events are meant, and under which key they are published again."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from cli.parked import Chosen, event_record, faults_told, key_of, meant
+from cli.parked import Chosen, dead_deliveries, event_record, faults_told, key_of, meant
 from consumers.dead_letters import DeadEvent
 from domain.operate import Refused
 from domain.ports import DeadFilter
-from domain.vocabulary import Reason
+from domain.vocabulary import Reason, State
+from storage.deliveries import MongoDeliveries
+from tests.contract.test_repositories import delivery
+from tests.fakes import MemoryDeliveries
 
 PARKED_AT = datetime(2026, 11, 22, 17, tzinfo=UTC)
 
@@ -99,3 +102,12 @@ def test_a_body_that_is_no_text_is_printed_in_base64() -> None:
     assert event_record(dead(body=b"\xff\xfe"), body=True)["body_base64"] == "//4="
     assert event_record(dead(body=b"{}"), body=True)["body"] == "{}"
     assert "body" not in event_record(dead(), body=False)
+
+
+async def test_a_limit_counts_what_is_meant_and_not_what_is_named() -> None:
+    deliveries = MemoryDeliveries()
+    failed = [delivery(number, state=State.FAILED) for number in range(1, 4)]
+    await deliveries.add(failed)
+    chosen = Chosen(False, DeadFilter(), 2, ids=("no-such", *(each.id for each in failed)))
+    found = [each.id async for each in dead_deliveries(cast("MongoDeliveries", deliveries), chosen)]
+    assert found == [failed[0].id, failed[1].id]

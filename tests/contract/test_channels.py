@@ -366,6 +366,21 @@ async def test_an_old_kept_connection_is_asked_before_use(monkeypatch: pytest.Mo
     assert (server.connections, len(server.mails)) == (2, 3)
 
 
+async def test_of_old_kept_connections_one_that_is_dead_speaks_for_all(
+    monkeypatch: pytest.MonkeyPatch, pipelining: bool
+) -> None:
+    async with scripted_smtp(pipelining=pipelining, NOOP=[None]) as server:
+        provider = smtp(server.port, timeout="200ms")
+        await asyncio.gather(*(provider.send(email(number)) for number in range(4)))
+        opened = server.connections
+        monkeypatch.setattr("channels.smtp_pool.PROBE_AFTER", 0.0)
+        await provider.send(email(4))
+        assert (opened, server.connections, server.commands.count("NOOP")) == (4, 5, 1)
+        await eventually(lambda: server.open == 1)
+        await provider.close()
+    assert len(server.mails) == 5
+
+
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Path]:
     authority = trustme.CA()

@@ -524,6 +524,7 @@ def test_a_receipt_shows_no_address() -> None:
         ("550 5.1.8 bad sender", Status.FAILED),
         ("5.01.01", Status.BOUNCED),
         ("4.2.2 mailbox full", Status.SOFT_BOUNCED),
+        ("550 5.2.1 receives mail at too high a rate", Status.SOFT_BOUNCED),
         ("4.7.1 greylisted", Status.FAILED),
         ("2.0.0", Status.DELIVERED),
         ("user unknown", Status.FAILED),
