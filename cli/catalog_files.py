@@ -215,6 +215,7 @@ class _Reading:
 
     Attributes:
         compiled: the places of the HTML that comes from MJML.
+        included: by place, the file that its text is in.
     """
 
     file: Path
@@ -223,6 +224,7 @@ class _Reading:
     renderer: TemplateRenderer
     document: _Document
     compiled: set[str] = field(default_factory=set)
+    included: dict[str, str] = field(default_factory=dict)
 
     def read(self) -> None:
         """Files → shape → templates and schema → styles → name.
@@ -287,6 +289,7 @@ class _Reading:
         if value.keys() != {"file"} or not isinstance(value["file"], str):
             self._fault(place, "should be a text, or {file: name}")
             return ""
+        self.included[place] = value["file"]
         try:
             return self._included(value["file"])
         except Unusable as error:
@@ -365,6 +368,8 @@ class _Reading:
         return f"{self.file}:{self.document.line(path)}"
 
     def _fault(self, path: str, text: str) -> None:
+        if path in self.included and text.startswith("line "):  # of that file, and not of this one
+            text = f"{self.included[path]} {text}"
         self.catalog.faults.append(Found(self._place(path), path, text))
 
     def _warn(self, path: str, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from cli.failures import BadInput, CommandGroup
+from cli.failures import BadInput, CommandFailed, CommandGroup
 from cli.options import (
     DeadState,
     DeadStateOption,
@@ -293,8 +293,17 @@ async def _count(settings: "Settings", chosen: "Chosen") -> int:
         return await count(opened, chosen)
 
 
+_WHERE_IDS_ARE = (
+    "`notipy dead list` shows them, whole with --json; "
+    "those of events and receipts go with --channel events or --channel receipts."
+)
+
+
 def _treat(settings: "Settings", chosen: "Chosen", action: str, dry_run: bool, as_json: bool) -> None:
     done = execute(_carry_out(settings, chosen, action, dry_run, as_json))
+    if chosen.ids and not (done.treated or done.failed or done.skipped):
+        what = "dead receipt" if chosen.receipts else "dead event" if chosen.messages else "dead delivery"
+        raise CommandFailed(f"No {what} that the other options mean has such an id.", _WHERE_IDS_ARE)
     if not as_json:
         _print_done(done, action, dry_run, _counted(done.treated, chosen))
     if done.failed:

@@ -65,4 +65,7 @@ class Prober:
         self._told = paused
 
 
-ADVICE = "nothing is lost: its deliveries wait, and flow again by themselves; `notipy doctor` asks it now"
+ADVICE = (
+    "nothing is lost: another provider of the channel takes over, or its deliveries wait and flow again by themselves; "
+    "`notipy doctor` asks it now"
+)

@@ -174,7 +174,7 @@ def test_faults_name_the_line_of_the_file_and_not_of_what_became_of_it(tmp_path:
     (fault,) = faults(
         load(tmp_path, "html: {file: mail.j2}", mail_j2=STYLED.replace("{}", "\n<p>{{ a|nope }}")), tmp_path
     )
-    assert fault == "a.yaml:7: channels.email.html: line 2: there is no filter 'nope'"
+    assert fault == "a.yaml:7: channels.email.html: mail.j2 line 2: there is no filter 'nope'"
 
 
 MJML = """<mjml><mj-body>

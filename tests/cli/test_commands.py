@@ -295,6 +295,10 @@ async def test_dead_events_are_listed_replayed_and_dropped(notipy: Notipy, setti
     replayed = await notipy("dead", "replay", "--channel", "events", "--source", "other")
     assert replayed.out.splitlines()[0] == "1 dead event replayed."
     assert (await stack.depth("notipy.dead.events"), await stack.depth("notipy.events")) == (1, 1)
+    elsewhere = await notipy("dead", "replay", "--id", "bad-1")
+    assert (elsewhere.code, elsewhere.out) == (1, "")
+    assert "No dead delivery" in elsewhere.err
+    assert "--channel events" in elsewhere.err
     assert "1 dead event would be dropped" in (await notipy("dead", "drop", "--channel", "events", "--dry-run")).out
     refused = await notipy("dead", "drop", "--channel", "events")
     assert (refused.code, refused.out) == (2, "")

@@ -258,7 +258,8 @@ async def test_parked_receipts_are_listed_replayed_and_dropped(settings: Setting
         event = await stack.publish({"recipients": [{"phone": "+4915112345678"}], "data": {"order_id": 7}})
         delivery = await stack.reach(event, State.SENT)
         nothing = await cli("dead", "replay", "--channel", "receipts", "--id", unknown, "--reason", "not_json")
-        assert nothing[1] == "0 dead receipts replayed.\n"
+        assert (nothing[0], nothing[1]) == (1, "")
+        assert "No dead receipt that the other options mean has such an id." in nothing[2]
         replayed = await cli("dead", "replay", "--channel", "receipts", "--id", unknown)
         assert (replayed[0], replayed[1]) == (0, "1 dead receipt replayed.\n")
         await becomes(stack, delivery, State.DELIVERED)
