@@ -315,27 +315,32 @@ async def test_nothing_was_sent_by_one_that_waits_for_a_connection(pipelining: b
 async def test_a_cancelled_send_sends_no_more_of_the_message() -> None:
     """A graceful close would write the rest, and with it the dot that makes the server take it."""
     got = bytearray()
+    begun, cancelled, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 ready\r\n")
         for answer in (b"250 slow", b"250 ok", b"250 ok", b"354 go ahead"):
             await reader.readline()
             writer.write(answer + b"\r\n")
-        await asyncio.sleep(0.3)
+        got.extend(await reader.readexactly(1000))
+        begun.set()
+        await cancelled.wait()
         with suppress(ConnectionError):
             while data := await reader.read(65536):
                 got.extend(data)
+        ended.set()
 
     async with serving(slow) as port:
         provider = smtp(port)
         text = ("x" * 78 + "\n") * 200_000
         sending = asyncio.create_task(provider.send(email(content={"subject": "s", "text": text})))
-        await asyncio.sleep(0.15)
+        await asyncio.wait_for(begun.wait(), 10)
         sending.cancel()
         with suppress(asyncio.CancelledError):
             await sending
         await provider.close()
-        await asyncio.sleep(0.5)
+        cancelled.set()
+        await asyncio.wait_for(ended.wait(), 10)
     assert not bytes(got).endswith(b"\r\n.\r\n")
 
 

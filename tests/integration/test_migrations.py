@@ -109,10 +109,12 @@ async def test_each_migration_is_done_in_order_and_put_on_record(database: Datab
 
 async def test_of_many_that_start_together_one_does_it(database_url: str, database: Database) -> None:
     await with_deliveries(database)
-    marking = Marking(before_batch=lambda: asyncio.sleep(0.05))
+    started: list[Database] = []
+    marking = Marking(before_batch=lambda: eventually(lambda: len(started) == 4))
 
     async def start() -> int:
         async with connect(database_url) as own:
+            started.append(own)
             await Migrations(own, [second(marking)]).run()
             return await marked(own)
 

@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from domain.vocabulary import Channel, State
@@ -169,39 +170,32 @@ def _between(run: Run) -> str:
     return f"failed_over:kill:{run.rng.randint(1, 4)}"
 
 
+_pool_fault = partial(Fault, prepare=_with_a_spare, settled=_told)
 FAULTS = (
-    Fault(
+    _pool_fault(
         "pool-first-away",
         "the first of two mail servers is away for seconds",
         _first_away,
-        prepare=_with_a_spare,
-        settled=_told,
         events=_EVENTS,
         begins=(0.05, 0.15),
     ),
-    Fault(
+    _pool_fault(
         "pool-first-unsure",
         "the first of two mail servers takes mails and does not say so",
         _first_unsure,
-        prepare=_with_a_spare,
-        settled=_told,
         events=_EVENTS,
         begins=(0.05, 0.15),
     ),
-    Fault(
+    _pool_fault(
         "pool-both-away",
         "both mail servers are away; one after the other comes back",
         _both_away,
-        prepare=_with_a_spare,
-        settled=_told,
     ),
-    Fault(
+    _pool_fault(
         "pool-killed",
         "SIGKILL of a consumer between two mail servers, and again while it leaves the first alone",
         _killed,
-        prepare=_with_a_spare,
         failpoints=_between,
-        settled=_told,
         events=_EVENTS,
     ),
 )
