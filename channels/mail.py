@@ -12,8 +12,10 @@ from base64 import encodebytes
 from binascii import b2a_qp
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from email.header import Header
 from email.utils import format_datetime
+from functools import lru_cache
 from html import escape
 from typing import Final
 from urllib.parse import quote
@@ -77,7 +79,7 @@ def compose(message: Message, sender: Address, files: Sequence[File]) -> Mail:
         f"To: {_mailbox(recipient, 'To')}",
         *_more_addresses(fields),
         f"Subject: {_unstructured(subject, 'Subject')}",
-        f"Date: {format_datetime(message.created_at)}",
+        f"Date: {_date(int(message.created_at.timestamp()))}",
         f"Message-ID: <{number}@{sender.domain}>",
         *(f"{name}: {_folded(name, value)}" for name, value in fields.headers),
         "Auto-Submitted: auto-generated",
@@ -104,6 +106,12 @@ def recipient_of(message: Message) -> Address:
         return address(str(message.recipient.get("email", "")), str(message.recipient.get("name") or ""))
     except ValueError as error:
         raise PermanentFailure(Reason.BAD_ADDRESS, f"the recipient's address {error}") from None
+
+
+@lru_cache(maxsize=64)
+def _date(second: int) -> str:
+    """Of many mails the same: those of one event, and of others that came with it."""
+    return format_datetime(datetime.fromtimestamp(second, UTC))
 
 
 def _encoded(headers: Sequence[str]) -> bytes:

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,8 +16,8 @@ from pydantic import Field, SecretStr, model_validator
 
 from channels.http import ConnectionOptions
 from domain.duration import Duration, parse_duration
-from domain.event import NAMESPACE
 from domain.failures import PermanentFailure
+from domain.identity import named_uuid
 from domain.message import Message
 from domain.vocabulary import Reason
 
@@ -158,7 +157,7 @@ def push_of(message: Message) -> Push:
         ttl=_ttl(content),
         priority=_priority(content),
         created_at=message.created_at,
-        unique=str(uuid.uuid5(NAMESPACE, message.idempotency_key)),
+        unique=named_uuid(message.idempotency_key),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import structlog
 from aio_pika import RobustConnection
-from aio_pika.abc import AbstractConnection, AbstractIncomingMessage, AbstractRobustConnection
+from aio_pika.abc import AbstractConnection, AbstractRobustConnection
 from yarl import URL
 
 from channels.numbers import PhoneNumbers
@@ -33,6 +33,7 @@ from consumers.prober import Prober
 from consumers.publisher import OUTAGES, Publisher
 from consumers.receipts import WHERE as RECEIPTS_ROLE
 from consumers.receipts import ReceiptHandler
+from consumers.received import Message
 from consumers.segments import CountingSegments
 from consumers.stores import Stores, open_storage
 from consumers.sweeper import Sweeper
@@ -484,7 +485,7 @@ class Application:
         concurrency: int,
         role: str,
         handler: Handle,
-        poisoned: Callable[[AbstractIncomingMessage], Awaitable[object]],
+        poisoned: Callable[[Message], Awaitable[object]],
         channel: Channel | None = None,
     ) -> Subscription:
         core = self.core
@@ -507,7 +508,7 @@ class Application:
         return self.pools[channel].why if channel else None
 
 
-async def _nothing_more(_: AbstractIncomingMessage) -> None:
+async def _nothing_more(_: Message) -> None:
     """A poisoned command or receipt concerns nothing but itself."""
 
 

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import orjson
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
 
 from consumers import codec
 from consumers.inbox import carry_out, is_inbox_command
 from consumers.metrics import Metrics
+from consumers.received import Message
 from domain.accept import Accept, Accepted, Rejected, Verdict
 from domain.deliver import Deliver, HeldBack, Late, NotClaimed, Result, Settled
 from domain.dispatch import Dispatch
@@ -27,7 +27,7 @@ from domain.text import Fault, describe
 from domain.vocabulary import Channel, Reason, State
 
 log = structlog.get_logger()
-Handle = Callable[[AbstractIncomingMessage], Awaitable[None]]
+Handle = Callable[[Message], Awaitable[None]]
 MAX_COMMAND_BYTES = 64 * 1024
 TIMESTAMP_UNIT = timedelta(seconds=1)
 TAKEN_APART_AFTER = 2
@@ -65,7 +65,7 @@ class Guarded:
         suspects: Suspects,
         metrics: Metrics,
         limit: int,
-        poisoned: Callable[[AbstractIncomingMessage], Awaitable[object]],
+        poisoned: Callable[[Message], Awaitable[object]],
         alone: asyncio.Lock,
     ) -> None:
         self._role = role
@@ -77,7 +77,7 @@ class Guarded:
         self._poisoned = poisoned
         self._alone = alone
 
-    async def __call__(self, message: AbstractIncomingMessage) -> None:
+    async def __call__(self, message: Message) -> None:
         """Handle one message until it may be acknowledged."""
         self._in_flight.inc()
         try:
@@ -86,14 +86,14 @@ class Guarded:
         finally:
             self._in_flight.dec()
 
-    async def _guarded(self, message: AbstractIncomingMessage) -> None:
+    async def _guarded(self, message: Message) -> None:
         try:
             await self._handle(message)
         except Exception as error:  # noqa: BLE001 - logged, and the message parked
             log.error("message.handler_failed", role=self._role, error=place_of(error))
             await self._park(message, Reason.INTERNAL_ERROR, f"a fault of NotiPy's own: {place_of(error)}")
 
-    async def _watched(self, message: AbstractIncomingMessage, times: int) -> None:
+    async def _watched(self, message: Message, times: int) -> None:
         key = hashlib.sha256(message.body + str(message.message_id).encode()).hexdigest()
         async with self._alone:
             strikes = await self._suspects.begin(key)
@@ -105,16 +105,16 @@ class Guarded:
             finally:  # also when it was cancelled: only the end of the process leaves the mark
                 await self._suspects.end(key)
 
-    async def _park_poison(self, message: AbstractIncomingMessage, times: int) -> None:
+    async def _park_poison(self, message: Message, times: int) -> None:
         log.error("message.poison", role=self._role, handed_out=times, message_id=message.message_id)
         await self._park(message, Reason.POISON, f"handed out {times} times, and ended the process that took it")
         await self._poisoned(message)
 
-    async def _park(self, message: AbstractIncomingMessage, reason: Reason, told: str) -> None:
+    async def _park(self, message: Message, reason: Reason, told: str) -> None:
         await self._queue.reject(incoming(message), reason, [Fault("", told)], self._role, _about(message))
 
 
-def _about(message: AbstractIncomingMessage) -> dict[str, object]:
+def _about(message: Message) -> dict[str, object]:
     """Which delivery a work order is about: by these headers a replay or a drop finds the parked message.
 
     And of what type the body is, where its publisher said so: a receipt that is a mail is replayed as one.
@@ -124,7 +124,7 @@ def _about(message: AbstractIncomingMessage) -> dict[str, object]:
     return about | ({codec.CONTENT_TYPE: message.content_type} if message.content_type else {})
 
 
-def handed_out(message: AbstractIncomingMessage) -> int:
+def handed_out(message: Message) -> int:
     """How often the broker has handed the message out before, and got it back."""
     return int(str(message.headers.get("x-delivery-count") or 0))
 
@@ -136,14 +136,14 @@ class EventHandler:
         self._accept = accept
         self._metrics = metrics
 
-    async def __call__(self, message: AbstractIncomingMessage) -> None:
+    async def __call__(self, message: Message) -> None:
         """Accept, or park."""
         received = incoming(message)
         verdict = await self._accept(received)
         self._metrics.accepted(verdict)
         _log_verdict(verdict, received)
 
-    async def poisoned(self, message: AbstractIncomingMessage) -> None:
+    async def poisoned(self, message: Message) -> None:
         """Count it; should the event be stored, the sweeper comes to the same end with it."""
         verdict = Rejected(Reason.POISON, ())
         self._metrics.accepted(verdict)
@@ -177,7 +177,7 @@ class DeliveryHandler:
         self._free = asyncio.Semaphore(concurrency)
         self._reading = asyncio.Lock()
 
-    async def __call__(self, message: AbstractIncomingMessage) -> None:
+    async def __call__(self, message: Message) -> None:
         """Make the attempts that the message orders."""
         several = codec.orders(message.headers)
         if several == 1:
@@ -188,13 +188,13 @@ class DeliveryHandler:
         else:
             await self._attempt_each(message)
 
-    async def poisoned(self, message: AbstractIncomingMessage) -> None:
+    async def poisoned(self, message: Message) -> None:
         """End the delivery that the message names; it cannot be read, but for its headers."""
         named = message.headers.get(codec.DELIVERY)
         if isinstance(named, str):
             await self._operate.poisoned(named)
 
-    async def _read(self, message: AbstractIncomingMessage) -> Sequence[Dispatch]:
+    async def _read(self, message: Message) -> Sequence[Dispatch]:
         try:
             return codec.read_dispatch(message.body)
         except codec.NotADispatch as fault:
@@ -203,7 +203,7 @@ class DeliveryHandler:
             log.warning("dispatch.unusable", channel=where, detail=str(fault))
             return ()
 
-    async def _attempt_each(self, message: AbstractIncomingMessage) -> None:
+    async def _attempt_each(self, message: Message) -> None:
         """Each as if it had come alone; the next message is read when all of this one are in progress."""
         began = monotonic()
         async with asyncio.TaskGroup() as attempts, self._reading:
@@ -247,7 +247,7 @@ class CommandHandler:
         self._mark_inbox = mark_inbox
         self._now = now
 
-    async def __call__(self, message: AbstractIncomingMessage) -> None:
+    async def __call__(self, message: Message) -> None:
         """Carry the command out, for each delivery that it names."""
         document = _document(message)
         if document is not None and is_inbox_command(document):
@@ -266,11 +266,11 @@ class CommandHandler:
                 "command.done" if why is None else "command.refused", command=command, delivery=delivery_id, why=why
             )
 
-    async def _unusable(self, message: AbstractIncomingMessage, faults: Sequence[Fault]) -> None:
+    async def _unusable(self, message: Message, faults: Sequence[Fault]) -> None:
         await self._queue.reject(incoming(message), Reason.BAD_COMMAND, faults)
         log.warning("command.unusable", detail=describe(faults))
 
-    def _given_at(self, message: AbstractIncomingMessage) -> datetime:
+    def _given_at(self, message: Message) -> datetime:
         """By the message's own time, which AMQP has in whole seconds: the end of that one; else now."""
         stamped = incoming(message).timestamp
         return stamped + TIMESTAMP_UNIT if stamped is not None else self._now()
@@ -295,7 +295,7 @@ class CommandHandler:
         return [Fault("delivery", "should be a delivery's id; or give an event's source and id")], "", []
 
 
-def _document(message: AbstractIncomingMessage) -> dict[str, Any] | None:
+def _document(message: Message) -> dict[str, Any] | None:
     """A command as a JSON object; None if it is none, or too large for one."""
     try:
         document = orjson.loads(message.body) if len(message.body) <= MAX_COMMAND_BYTES else None
@@ -304,7 +304,7 @@ def _document(message: AbstractIncomingMessage) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def incoming(message: AbstractIncomingMessage) -> Incoming:
+def incoming(message: Message) -> Incoming:
     """The message in the domain's words."""
     stamped = message.timestamp
     return Incoming(

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
+from aiormq.abc import DeliveredMessage
 from faststream import AckPolicy
 from faststream.rabbit import Channel as AmqpChannel
 from faststream.rabbit import QueueType, RabbitBroker, RabbitExchange, RabbitQueue
@@ -17,6 +17,7 @@ from faststream.rabbit.schemas import ExchangeType
 from consumers.acks import Acks
 from consumers.acks import AmqpChannel as AckedChannel
 from consumers.publisher import OUTAGES
+from consumers.received import ConsumingConnection, Message, Received
 from consumers.topology import Queue
 from domain.failures import place_of
 
@@ -53,7 +54,7 @@ class Subscription:
 
     queue: Queue
     concurrency: int
-    handle: Callable[[AbstractIncomingMessage], Awaitable[None]]
+    handle: Callable[[Message], Awaitable[None]]
     paused: Callable[[], str | None] = lambda: None
 
 
@@ -78,7 +79,7 @@ class Consumer:
         subscriber(_never)
         # FastStream keeps the connection, the channel, the queue and the prefetch. Its way of a message to a handler
         # (contexts, middlewares, parsing) is a twentieth of what a delivery costs, nothing of it is used here, and it
-        # swallows what comes before it has started: messages come as the client has them
+        # swallows what comes before it has started: messages come as the AMQP client has them (`ConsumingConnection`)
         subscriber.consume = self._receive
 
     @property
@@ -176,10 +177,11 @@ class Consumer:
         """Whether it holds as many messages as it may, so that none is on its way."""
         return self._acks is not None and self._acks.open >= self.subscription.concurrency
 
-    async def _receive(self, message: AbstractIncomingMessage) -> None:
+    async def _receive(self, delivered: DeliveredMessage) -> None:
+        message = Received(delivered)
         self._arrived += 1
         self._heard_at = time.monotonic()
-        acks = self._acks_of(cast("AckedChannel", message.channel))
+        acks = self._acks_of(message.channel)
         acks.came()
         task = asyncio.create_task(self._handled(message, acks))
         self.tasks.add(task)
@@ -188,19 +190,18 @@ class Consumer:
         # message will come again, to somebody who finds the attempt claimed, and its outcome is worth more than a claim
         # without one
 
-    async def _handled(self, message: AbstractIncomingMessage, acks: Acks) -> None:
+    async def _handled(self, message: Received, acks: Acks) -> None:
         """Handle it to its end; what can be neither handled nor parked goes back to its queue, after a while."""
-        tag = message.delivery_tag or 0
         try:
             await self.subscription.handle(message)
         except Exception as error:  # noqa: BLE001 - told, and the message tried again
             log.error("message.given_back", queue=self.subscription.queue.name, error=place_of(error))
             await asyncio.sleep(AGAIN_SECONDS)
             if not message.channel.is_closed:
-                await message.nack(requeue=True)
-                acks.given_back(tag)
+                await message.channel.basic_nack(message.delivery_tag, requeue=True)
+                acks.given_back(message.delivery_tag)
         else:
-            acks.settled(tag)
+            acks.settled(message.delivery_tag)
 
     def _acks_of(self, channel: AckedChannel) -> Acks:
         """Those of the channel over which a message has just come: one that was restored counts anew."""
@@ -224,6 +225,7 @@ class Consumers:
             graceful_timeout=None,
             app_id="notipy",
         )
+        self._broker._connection_kwargs["connection_class"] = ConsumingConnection
         self._consumers = [Consumer(self._broker, subscription) for subscription in subscriptions]
         self.stopping = False
         """Whether no more is taken, and only what is in progress should be brought to its end."""

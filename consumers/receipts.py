@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
 
 from channels.receipts import Unreadable, read_receipts
 from consumers import codec
 from consumers.handlers import incoming
 from consumers.metrics import Metrics
 from consumers.publisher import Publisher
+from consumers.received import Message
 from domain.event import Incoming
 from domain.receipt import Ignored, NotYet, Receipt, Refine, Refined, Unmatched, Verdict
 from domain.text import Fault
@@ -36,7 +36,7 @@ class ReceiptHandler:
         self._metrics = metrics
         self._tiers = tiers
 
-    async def __call__(self, message: AbstractIncomingMessage) -> None:
+    async def __call__(self, message: Message) -> None:
         """Read → refine each → park what is left."""
         try:
             read = await asyncio.to_thread(read_receipts, message.body, message.content_type)  # some take long
@@ -73,7 +73,7 @@ class ReceiptHandler:
         await self._publisher.reject(Incoming(_body(receipt)), reason, faults, WHERE)
         log.warning("receipt.parked", reason=str(reason), status=str(receipt.status), provider=receipt.provider)
 
-    async def _park_whole(self, message: AbstractIncomingMessage, reason: Reason, faults: Sequence[Fault]) -> None:
+    async def _park_whole(self, message: Message, reason: Reason, faults: Sequence[Fault]) -> None:
         about = {codec.CONTENT_TYPE: message.content_type} if message.content_type else {}
         self._metrics.received("", "unusable")
         await self._publisher.reject(incoming(message), reason, faults, WHERE, about)
@@ -84,7 +84,7 @@ def _body(receipt: Receipt) -> bytes:
     return receipt.model_dump_json(exclude_none=True).encode()
 
 
-def _waits(message: AbstractIncomingMessage) -> int:
+def _waits(message: Message) -> int:
     """How often it has waited."""
     waited = message.headers.get(codec.RECEIPT_WAITS)
     return waited if isinstance(waited, int) else 0

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import islice
 from typing import TypeVar
 
@@ -71,6 +71,10 @@ class Accept:
     Returning means that everything the message calls for is committed and confirmed, so that it may be
     acknowledged. A crash anywhere before leaves a message that is redelivered or an event that the sweeper
     resumes; both come to the same deliveries, because planning is pure and pins what it was planned with.
+
+    A small event is first stored by the primary alone, which is enough to tell a duplicate, and saves its deliveries
+    one wait for a majority. They are written after it, so what confirms them confirms it, unless the primary has
+    failed in between; that shows when the event is settled, and it is stored once more.
     """
 
     events: Events
@@ -85,17 +89,22 @@ class Accept:
     large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_AT_ONCE))
 
     async def __call__(self, incoming: Incoming) -> Verdict:
-        """Validate → dedupe → plan → store → dispatch."""
+        """Validate → plan → dedupe and store → dispatch."""
         try:
             event = await self._parse(incoming)
         except EventRejected as fault:
             await self.queue.reject(incoming, fault.reason, fault.faults)
             return Rejected(fault.reason, fault.faults)
         notifications = () if event.content else tuple(self.catalog.matching(event.topic))
-        stored = self._stored(event, notifications)
-        if await self.events.add(stored, self.now() + self.overdue):
-            return await self._carry_out(event, notifications, stored.received_at)
-        return await self._again(event, incoming)
+        stored, data = self._stored(event, notifications), travelling(event)
+        planned = self._planned(event, notifications, stored)
+        first = await anext(planned, [])  # a tuple as a default is an error of CPython's (gh-128078)
+        # one that does not travel with its deliveries is read by them
+        while not await self.events.add(stored, self.now() + self.overdue, first, durable=data is None):
+            if (known := await self.events.get(event.key)) is not None:
+                return await self._again(event, incoming, known)
+            # lost with a primary, or deleted, between the two questions
+        return await self._carry_out(event, data, stored, self._after(first, planned))
 
     async def resume(self, stored: StoredEvent) -> Verdict:
         """Complete an event whose planning was cut short, with the versions that it pinned.
@@ -106,7 +115,8 @@ class Accept:
         pinned = [await self.catalog.version(name, version) for name, version in stored.plan]
         known = frozenset(await self.deliveries.ids_of_event(stored.key))
         notifications = [notification for notification in pinned if notification]
-        return await self._carry_out(event, notifications, stored.received_at, known)
+        planned = self._after((), self._planned(event, notifications, stored))
+        return await self._carry_out(event, travelling(event), stored, planned, known)
 
     async def _parse(self, incoming: Incoming) -> Event:
         if len(incoming.body) > THREAD_ABOVE:
@@ -114,14 +124,11 @@ class Accept:
                 return await asyncio.to_thread(parse_event, incoming, self.now(), self.max_bytes)
         return parse_event(incoming, self.now(), self.max_bytes)
 
-    async def _again(self, event: Event, incoming: Incoming) -> Verdict:
+    async def _again(self, event: Event, incoming: Incoming, stored: StoredEvent) -> Verdict:
         """A second message of a stored event: the work of a consumer that died, or a producer's repetition."""
-        stored = await self.events.get(event.key)
-        cut_short = incoming.redelivered and stored is not None and stored.state is EventState.ACCEPTED
-        given_up = stored is not None and stored.state is EventState.FAILED  # and published again, by an operator
-        if stored is not None and (cut_short or given_up):
-            return await self.resume(stored)
-        return Duplicate(event)
+        cut_short = incoming.redelivered and stored.state is EventState.ACCEPTED
+        given_up = stored.state is EventState.FAILED  # and published again, by an operator
+        return await self.resume(stored) if cut_short or given_up else Duplicate(event)
 
     def _stored(self, event: Event, notifications: Sequence[Notification]) -> StoredEvent:
         return StoredEvent(
@@ -137,30 +144,57 @@ class Accept:
             token=unique_token(),
         )
 
+    async def _planned(
+        self, event: Event, notifications: Sequence[Notification], stored: StoredEvent
+    ) -> AsyncIterator[Sequence[Delivery]]:
+        """The event's deliveries, batch by batch: those to suppressed addresses final already."""
+        planned = self.planner.plan(event, notifications, stored.received_at, self.now())
+        for batch in batches(planned, BATCH):
+            yield await screen_planned(self.suppressions, batch)
+
+    async def _after(
+        self, first: Sequence[Delivery], planned: AsyncIterator[Sequence[Delivery]]
+    ) -> AsyncIterator[Sequence[Delivery]]:
+        """The batches, each when it is stored; the first has been with its event."""
+        if first:
+            yield first
+        async for batch in planned:
+            await self.deliveries.add(batch)
+            yield batch
+
     async def _carry_out(
         self,
         event: Event,
-        notifications: Sequence[Notification],
-        received_at: datetime,
+        data: EventData | None,
+        stored: StoredEvent,
+        deliveries: AsyncIterator[Sequence[Delivery]],
         known: frozenset[str] = frozenset(),
     ) -> Verdict:
-        planned, data = 0, travelling(event)
+        planned = 0
         final: Counter[tuple[Channel, State, Reason]] = Counter()
-        for planned_batch in batches(self.planner.plan(event, notifications, received_at, self.now()), BATCH):
-            batch = await screen_planned(self.suppressions, planned_batch)
-            await self.deliveries.add(batch)
+        async for batch in deliveries:
             untouched = await self._untouched(batch, known) if known else batch
-            await asyncio.gather(*(self._start(delivery, data) for delivery in untouched))
+            await self._start_all(untouched, data)
             planned += len(batch)
             final.update((each.channel, each.state, each.reason) for each in untouched if each.state.final)
-        await self.events.settle(event.key, EventState.PLANNED if planned else EventState.UNMATCHED, planned)
+        await self._settle(stored, EventState.PLANNED if planned else EventState.UNMATCHED, planned)
         return Accepted(event, planned, final) if planned else Unmatched(event)
+
+    async def _settle(self, stored: StoredEvent, state: EventState, planned: int) -> None:
+        while not await self.events.settle(stored.key, state, planned):
+            await self.events.add(stored, self.now() + self.overdue)
 
     async def _untouched(self, batch: Sequence[Delivery], known: frozenset[str]) -> Sequence[Delivery]:
         """Those of a batch to which nothing has happened since they were planned, as they are stored."""
         read = await asyncio.gather(*(self.deliveries.get(each.id) for each in batch if each.id in known))
         stored = [delivery for delivery in read if delivery is not None and len(delivery.history) == 1]
         return [*stored, *(delivery for delivery in batch if delivery.id not in known)]
+
+    async def _start_all(self, deliveries: Sequence[Delivery], event: EventData | None) -> None:
+        if len(deliveries) == 1:  # of most events; a task of its own would cost more than what it does
+            await self._start(deliveries[0], event)
+        else:
+            await asyncio.gather(*(self._start(delivery, event) for delivery in deliveries))
 
     async def _start(self, delivery: Delivery, event: EventData | None) -> None:
         if delivery.state is State.QUEUED:

@@ -1,12 +1,11 @@
 """One delivery: one event × notification × recipient × channel, and every change that it went through."""
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from domain.event import NAMESPACE
+from domain.identity import named_uuid
 from domain.text import detail_text
 from domain.vocabulary import IN_FLIGHT, Channel, Lane, Reason, State
 
@@ -140,4 +139,4 @@ class Delivery:
 
 def delivery_id(event_key: str, notification: str, recipient: str, channel: Channel) -> str:
     """The id that every planning of the same delivery comes to; `recipient` is who it is and where."""
-    return str(uuid.uuid5(NAMESPACE, f"{event_key}\n{notification}\n{recipient}\n{channel}"))
+    return named_uuid(f"{event_key}\n{notification}\n{recipient}\n{channel}")

@@ -1,7 +1,6 @@
 """What a producer publishes: parsed, validated, every fault named."""
 
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,11 +22,10 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
+from domain.identity import named_uuid
 from domain.text import MAX_FAULTS, Fault, SingleLine, faults_of
 from domain.vocabulary import Channel, Lane, Reason
 
-NAMESPACE = uuid.UUID("6f0c3f1e-52c5-5c39-9d27-0a8a4f1f7c11")
-"""Of every UUIDv5 that NotiPy makes."""
 MAX_DEPTH = 32
 """Levels of nesting in `data`; a template needs few, and BSON and parsers have limits of their own (100 and 200)."""
 MAX_TOPIC = 200
@@ -332,7 +330,7 @@ class Event:
 
 def event_key(source: str, event_id: str) -> str:
     """The database key of an event; `id` is unique per `source`."""
-    return str(uuid.uuid5(NAMESPACE, f"{source}\n{event_id}"))
+    return named_uuid(f"{source}\n{event_id}")
 
 
 def parse_event(incoming: Incoming, now: datetime, max_bytes: int) -> Event:

@@ -55,10 +55,13 @@ class StoredEvent:
 class Events(Protocol):
     """The accepted events."""
 
-    async def add(self, event: StoredEvent, due_at: datetime) -> bool:
-        """Store it durably; False if another writer's of the same key is stored already.
+    async def add(
+        self, event: StoredEvent, due_at: datetime, deliveries: Sequence[Delivery] = (), *, durable: bool = True
+    ) -> bool:
+        """Store it, then its first deliveries; False, and neither, if another writer's of the same key is stored.
 
-        `due_at`: when the sweeper looks, unless it is settled before.
+        A delivery that is stored already stays as it is. `due_at`: when the sweeper looks, unless it is settled before.
+        Without `durable` the event itself may be lost until it is settled, and other processes may not see it yet.
         """
         ...
 
@@ -66,8 +69,8 @@ class Events(Protocol):
         """The stored event."""
         ...
 
-    async def settle(self, key: str, state: EventState, planned: int) -> None:
-        """Mark that its planning is complete: nothing more is due."""
+    async def settle(self, key: str, state: EventState, planned: int) -> bool:
+        """Mark, durably, that its planning is complete: nothing more is due. False if no such event is stored."""
         ...
 
     async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -31,6 +32,8 @@ DatabaseError = PyMongoError
 SERVER_SELECTION_MS = 2000
 """How long one call looks for a primary before the outage is told and the call repeated."""
 SOCKET_MS = 20_000
+WRITERS = 10
+"""Threads for writes: grouped ones are one at a time of each kind."""
 
 INDEXES: dict[str, list[IndexModel]] = {
     "events": [
@@ -151,6 +154,7 @@ class Database:
             write_concern=WriteConcern(w="majority", j=True),
             read_concern=ReadConcern("majority"),
         )
+        self._writers = ThreadPoolExecutor(WRITERS, "notipy-mongo")
         self.reachable = True
         self.recovered_at: datetime | None = None
         self.on_outage: Callable[[BaseException], None] = _quietly
@@ -168,6 +172,19 @@ class Database:
         result = await wait_out(operation, OUTAGES, self._outage)
         self._answered()
         return result
+
+    async def write(self, statements: Callable[[], T]) -> T:
+        """Call what waits for MongoDB, in a thread, until it gets through; it must be harmless to repeat.
+
+        For the statements of the hot path, through the client below Motor (a collection's `delegate`): Motor goes to a
+        thread and back for each statement, and what it does around that costs as much as a small write.
+        """
+        loop = asyncio.get_running_loop()
+        return await self.run(lambda: loop.run_in_executor(self._writers, statements))
+
+    def close(self) -> None:
+        """Have the threads end when they have nothing more to do."""
+        self._writers.shutdown(wait=False)
 
     async def ping(self) -> str:
         """The server's version.
@@ -229,7 +246,9 @@ async def connect(url: str) -> AsyncIterator[Database]:
         connectTimeoutMS=SERVER_SELECTION_MS,
         appname="notipy",
     )
+    database = Database(client, client.get_default_database("notipy").name)
     try:
-        yield Database(client, client.get_default_database("notipy").name)
+        yield database
     finally:
+        database.close()
         client.close()

@@ -323,7 +323,10 @@ class MongoDeliveries:
         if all_matched:
             return [True] * len(records)
         applied = await self._applied([record.delivery for record in records])
-        return [fault or done for fault, done in zip(faults, applied, strict=True)]
+        first = {record.delivery.id: position for position, record in reversed(list(enumerate(records)))}
+        # of two that came at the same moment and say the same, as repeated receipts do, one was applied
+        own = (first[record.delivery.id] == position for position, record in enumerate(records))
+        return [fault or (done and mine) for fault, done, mine in zip(faults, applied, own, strict=True)]
 
     async def _applied(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         query = self._collection.find({"_id": {"$in": [delivery.id for delivery in deliveries]}}, {"history": 0})

@@ -226,7 +226,7 @@ class MongoSuppressions:
         return found
 
     async def _write(self, updates: Sequence[UpdateOne]) -> None:
-        await self._database.run(lambda: write_all(self._collection, updates))
+        await write_all(self._database, self._collection, updates)
 
 
 def _fingerprint(key: str) -> int:

@@ -1,4 +1,7 @@
-"""Grouped writes in which one document's fault is its own."""
+"""Grouped writes in which one document's fault is its own.
+
+What is not `async` here waits for MongoDB, in a thread of `Database.write`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,6 +9,7 @@ from typing import Any
 
 import bson
 from pymongo import DeleteMany, UpdateMany, UpdateOne
+from pymongo.collection import Collection as BlockingCollection
 from pymongo.errors import BulkWriteError, OperationFailure, WriteConcernError
 
 from storage.database import Collection, Database, Document
@@ -36,12 +40,12 @@ async def insert_all(
     Repeated after an outage: documents that the first, unanswered write had stored then count as duplicates.
     """
     try:
-        return await database.run(lambda: _insert(collection, documents))
+        return await database.write(lambda: insert(collection.delegate, documents))
     except UNWRITABLE as error:  # one of them, and the others with it
         _raise_if_written(error)
         faults = [_unwritable(document) for document in documents]
     good = [document for document, fault in zip(documents, faults, strict=True) if fault is None]
-    written = iter(await database.run(lambda: _insert(collection, good)) if good else ())
+    written = iter(await database.write(lambda: insert(collection.delegate, good)) if good else ())
     return [next(written) if fault is None else fault for fault in faults]
 
 
@@ -67,12 +71,12 @@ async def update_all(
     """Update in one write; whether every condition matched, and for each the error that it alone met."""
     operations = [UpdateOne(update.condition, update.change) for update in updates]
     try:
-        matched = await database.run(lambda: write_all(collection, operations))
+        matched = await write_all(database, collection, operations)
     except UNWRITABLE as error:  # one of them, and the others with it
         _raise_if_written(error)
         faults = [_unwritable(update.change) for update in updates]
         good = [operation for operation, fault in zip(operations, faults, strict=True) if fault is None]
-        matched = await database.run(lambda: write_all(collection, good)) if good else 0
+        matched = await write_all(database, collection, good) if good else 0
         return matched == len(updates), faults
     return matched == len(updates), [None] * len(updates)
 
@@ -81,19 +85,24 @@ async def delete_all(database: Database, collection: Collection, conditions: Seq
     """Delete whatever meets one of the conditions, in one write; returns how many documents that were."""
     deletions = [DeleteMany(condition, hint="_id_") for condition in conditions]
 
-    async def write() -> int:
+    def write() -> int:
         try:
-            return (await collection.bulk_write(deletions, ordered=False)).deleted_count
+            return int(collection.delegate.bulk_write(deletions, ordered=False).deleted_count)
         except BulkWriteError as error:
             _raise_if_unsure(error)
             raise
 
-    return await database.run(write)
+    return await database.write(write)
 
 
-async def _insert(collection: Collection, documents: list[Document]) -> Sequence[bool | Exception]:
+def insert(collection: BlockingCollection[Document], documents: Sequence[Document]) -> Sequence[bool | Exception]:
+    """Insert in one write; for each document whether it is new, or what the server has against it.
+
+    Raises:
+        Exception: one of `UNWRITABLE`, and no document may have been written; or an outage.
+    """
     try:
-        await collection.insert_many(documents, ordered=False)
+        collection.insert_many(documents, ordered=False)
     except BulkWriteError as error:
         _raise_if_unsure(error)
         results: list[bool | Exception] = [True] * len(documents)
@@ -103,14 +112,17 @@ async def _insert(collection: Collection, documents: list[Document]) -> Sequence
     return [True] * len(documents)
 
 
-async def write_all(collection: Collection, updates: Sequence[UpdateOne | UpdateMany]) -> int:
+async def write_all(database: Database, collection: Collection, updates: Sequence[UpdateOne | UpdateMany]) -> int:
     """Update in one write, which must be harmless to repeat; returns how many documents matched."""
+    return await database.write(lambda: _update(collection.delegate, updates))
+
+
+def _update(collection: BlockingCollection[Document], updates: Sequence[UpdateOne | UpdateMany]) -> int:
     try:
-        result = await collection.bulk_write(updates, ordered=False)
+        return int(collection.bulk_write(updates, ordered=False).matched_count)
     except BulkWriteError as error:
         _raise_if_unsure(error)
         return int((error.details or {}).get("nMatched", 0))
-    return result.matched_count
 
 
 def _raise_if_unsure(error: BulkWriteError) -> None:

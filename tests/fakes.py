@@ -52,22 +52,30 @@ class MemoryEndpoints:
 class MemoryEvents:
     """`domain.ports.Events`."""
 
-    def __init__(self) -> None:
+    def __init__(self, deliveries: "MemoryDeliveries | None" = None) -> None:
         self.stored: dict[str, StoredEvent] = {}
         self.due_at: dict[str, datetime] = {}
+        self.deliveries = deliveries or MemoryDeliveries()
 
-    async def add(self, event: StoredEvent, due_at: datetime) -> bool:
-        if event.key in self.stored:
-            return self.stored[event.key].token == event.token
-        self.stored[event.key], self.due_at[event.key] = event, due_at
+    async def add(
+        self, event: StoredEvent, due_at: datetime, deliveries: Sequence[Delivery] = (), *, durable: bool = True
+    ) -> bool:
+        if event.key in self.stored and self.stored[event.key].token != event.token:
+            return False
+        if event.key not in self.stored:
+            self.stored[event.key], self.due_at[event.key] = event, due_at
+        await self.deliveries.add(deliveries)
         return True
 
     async def get(self, key: str) -> StoredEvent | None:
         return self.stored.get(key)
 
-    async def settle(self, key: str, state: EventState, planned: int) -> None:
+    async def settle(self, key: str, state: EventState, planned: int) -> bool:
+        if key not in self.stored:
+            return False
         self.stored[key] = replace(self.stored[key], state=state, planned=planned)
         self.due_at.pop(key, None)
+        return True
 
     async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent]:
         due = sorted((at, key) for key, at in self.due_at.items() if at <= now)

@@ -13,7 +13,7 @@ from domain.ports import Claim, DeadFilter, Deliveries, Events, StoredEvent
 from domain.vocabulary import Channel, EventState, Lane, Reason, State
 from storage.database import connect
 from storage.deliveries import MongoDeliveries
-from storage.events import MongoEvents
+from storage.events import FEW, MongoEvents
 from tests.fakes import START, MemoryDeliveries, MemoryEvents
 
 SECOND = timedelta(seconds=1)
@@ -28,7 +28,8 @@ class Stores:
 @pytest.fixture(params=["memory", "mongodb"])
 async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
     if request.param == "memory":
-        yield Stores(MemoryEvents(), MemoryDeliveries())
+        memory = MemoryDeliveries()
+        yield Stores(MemoryEvents(memory), memory)
         return
     async with connect(request.getfixturevalue("database_url")) as database:
         await database.ensure_indexes()
@@ -90,6 +91,44 @@ async def test_of_many_that_add_the_same_event_one_wins(stores: Stores) -> None:
     assert won.count(True) == 1
 
 
+async def test_an_event_that_the_primary_alone_has_is_as_unique(stores: Stores) -> None:
+    assert await stores.events.add(event(), START, durable=False)
+    assert not await stores.events.add(replace(event(), token="another's"), START, durable=False)
+    assert not await stores.events.add(replace(event(), token="another's"), START)
+    assert await stores.events.add(event(), START, durable=False), "its own repetition, after an outage"
+    assert await stores.events.get("e-1") == event(), "a duplicate is told when a majority has the first"
+
+
+@pytest.mark.parametrize("many", [1, FEW + 1])
+async def test_an_event_is_added_with_its_deliveries_and_a_duplicate_with_none(stores: Stores, many: int) -> None:
+    own = [delivery(number) for number in range(many)]
+    assert await stores.events.add(event(), START, own, durable=False)
+    assert sorted(await stores.deliveries.ids_of_event("e-1")) == sorted(each.id for each in own)
+    another = replace(event(), token="another's")
+    assert not await stores.events.add(another, START, [delivery(99)], durable=False)
+    assert await stores.deliveries.get("d-99") is None
+    assert await stores.events.add(event(), START, [delivery(1, state=State.SENT), delivery(98)]), "after an outage"
+    assert await stores.deliveries.get("d-98") == delivery(98)
+    if many > 1:
+        assert await stores.deliveries.get("d-1") == delivery(1), "what is stored stays as it is"
+
+
+async def test_events_that_are_added_together_keep_their_faults_to_themselves(stores: Stores) -> None:
+    deliveries = [[delivery(n, event_key=f"e-{n}")] for n in range(3)]
+    await stores.events.add(replace(event(1), token="another's"), START)
+    adding = (stores.events.add(event(n), START, deliveries[n], durable=False) for n in range(3))
+    assert await asyncio.gather(*adding) == [True, False, True]
+    assert [await stores.deliveries.get(f"d-{n}") is not None for n in range(3)] == [True, False, True]
+
+
+async def test_settling_tells_which_events_are_not_there(stores: Stores) -> None:
+    await asyncio.gather(*(stores.events.add(event(number), START, durable=False) for number in (1, 2)))
+    keys = ("e-1", "e-9", "e-2", "e-1")
+    settled = await asyncio.gather(*(stores.events.settle(key, EventState.PLANNED, 1) for key in keys))
+    assert settled == [True, False, True, True]
+    assert await stores.events.due(START, 10) == []
+
+
 async def test_an_event_is_due_until_it_is_settled(stores: Stores) -> None:
     await stores.events.add(event(1), START)
     await stores.events.add(event(2), START + SECOND)
@@ -128,6 +167,19 @@ async def test_a_claim_is_won_once_and_by_its_owner_again(stores: Stores) -> Non
 def sent(before: Delivery) -> tuple[Delivery, Change]:
     change = Change(State.SENT, START + SECOND, Reason.ACCEPTED, 1, 1, "sink", "250 ok")
     return before.changed(change, None), change
+
+
+async def test_of_the_same_change_that_comes_many_times_at_once_one_counts(stores: Stores) -> None:
+    await stores.deliveries.add([delivery()])
+    after, change = sent(delivery())
+    assert await stores.deliveries.record(after, 0, [change])
+    told = Change(State.DELIVERED, START + SECOND * 2, Reason.DELIVERED, 1, 1, "sink")
+    refined = after.changed(told, None)
+    won = await asyncio.gather(*(stores.deliveries.refine(after, refined, told) for _ in range(20)))
+    assert won.count(True) == 1
+    stored = await stores.deliveries.get("d-1")
+    assert stored is not None
+    assert [each.state for each in stored.history].count(State.DELIVERED) == 1
 
 
 async def test_an_outcome_is_recorded_once(stores: Stores) -> None:

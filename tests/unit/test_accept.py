@@ -1,11 +1,14 @@
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from domain.accept import Accepted, Duplicate, Rejected, Unmatched
+from domain.delivery import Delivery
+from domain.dispatch import INLINE_LIMIT
 from domain.event import Incoming
 from domain.operate import Refused
 from domain.ports import StoredEvent
@@ -79,6 +82,58 @@ async def test_completing_an_event_starts_what_has_not_moved_and_nothing_else() 
     assert verdict.planned == 2
     assert [job.delivery.id for job in world.queue.dispatched] == [second.delivery.id]
     assert world.deliveries.stored[first.delivery.id].state is State.CANCELLED
+
+
+async def test_an_event_that_was_lost_with_its_primary_is_stored_again() -> None:
+    world = World()
+    settle = world.events.settle
+
+    async def failover(key: str, state: EventState, planned: int) -> bool:
+        world.events.settle = settle  # type: ignore[method-assign]
+        world.events.stored.clear()
+        return await settle(key, state, planned)
+
+    world.events.settle = failover  # type: ignore[method-assign]
+    assert isinstance(await world.accept(Incoming(SMALL, KEY, "m-1")), Accepted)
+    (stored,) = world.events.stored.values()
+    assert (stored.state, stored.planned, stored.body) == (EventState.PLANNED, 1, SMALL)
+    assert not world.events.due_at
+    assert isinstance(await world.accept(Incoming(SMALL, KEY, "m-1")), Duplicate)
+    assert len(world.queue.dispatched) == 1
+
+
+async def test_a_duplicate_of_an_event_that_was_lost_meanwhile_takes_its_place() -> None:
+    world = World()
+    await world.accept(Incoming(SMALL, KEY, "m-1"))
+    get = world.events.get
+
+    async def failover(key: str) -> StoredEvent | None:
+        world.events.stored.pop(key, None)
+        return await get(key)
+
+    world.events.get = failover  # type: ignore[method-assign]
+    assert isinstance(await world.accept(Incoming(SMALL, KEY, "m-1")), Accepted)
+    (stored,) = world.events.stored.values()
+    assert stored.state is EventState.PLANNED
+
+
+@pytest.mark.parametrize(("size", "durable"), [(10, False), (INLINE_LIMIT, True)])
+async def test_an_event_that_its_deliveries_have_to_read_is_durable_before_they_are_planned(
+    size: int, durable: bool
+) -> None:
+    world, asked = World(), []
+    add = world.events.add
+
+    async def told(
+        event: StoredEvent, due_at: datetime, deliveries: Sequence[Delivery] = (), *, durable: bool = True
+    ) -> bool:
+        asked.append(durable)
+        return await add(event, due_at, deliveries, durable=durable)
+
+    world.events.add = told  # type: ignore[method-assign]
+    body = {"recipients": [{"email": "ana@example.org"}], "data": {"order_id": "x" * size}}
+    await world.accept(Incoming(json.dumps(body).encode(), KEY, "m-1"))
+    assert asked == [durable]
 
 
 async def test_an_event_that_nobody_is_told_of_is_kept() -> None:

@@ -11,8 +11,9 @@ import pytest
 from channels.push import Push, push_of, takes_target
 from domain.accept import Accepted
 from domain.delivery import delivery_id
-from domain.event import NAMESPACE, Incoming, event_key
+from domain.event import Incoming, event_key
 from domain.failures import PermanentFailure
+from domain.identity import NAMESPACE
 from domain.message import Message
 from domain.vocabulary import Channel, Reason, State
 from tests.unit.world import World

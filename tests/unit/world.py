@@ -59,6 +59,7 @@ class World:
     limiter: Limiter | None = None
 
     def __post_init__(self) -> None:
+        self.events.deliveries = self.deliveries
         self.circuit = Circuit("scripted", self.clock, Random(7))
         self.suppressions = MemorySuppressions(self.clock)
 
