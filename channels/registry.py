@@ -4,7 +4,7 @@ Another package adds a kind with an entry point of the group `notipy.providers`,
 object is a `ProviderKind`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Table
 from domain.ports import Provider
-from domain.text import describe, faults_of
+from domain.text import Fault, describe, faults_of
 from domain.vocabulary import Channel
 
 GROUP: Final = "notipy.providers"
@@ -141,6 +141,14 @@ def _named(point: EntryPoint) -> str:
     return f"the provider {point.name} of the package {package} ({point.value})"
 
 
+class WrongOptions(ValueError):
+    """A provider's own settings are wrong; `faults` says which, and what they should be."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__(describe(faults))
+        self.faults = tuple(faults)
+
+
 def make_provider(
     channel: Channel, name: str, kind: str, options: Mapping[str, Any], surroundings: Surroundings = NOWHERE
 ) -> Provider:
@@ -156,7 +164,7 @@ def make_provider(
     try:
         parsed = chosen.options.model_validate(dict(options))
     except ValidationError as error:
-        raise ValueError(describe(faults_of(error))) from None
+        raise WrongOptions(faults_of(error)) from None
     made = chosen.make(name, parsed, surroundings)
     if lacking := [part for part in PARTS if not hasattr(made, part)]:
         raise ValueError(f"kind: {kind!r} makes a provider without {', '.join(lacking)}")

@@ -12,6 +12,7 @@ from config.settings import Settings, SettingsError, strange_variables
 from consumers.app import provider_of
 from consumers.topology import EVENTS
 from domain.failures import DeliveryFailure
+from domain.text import describe
 from domain.vocabulary import Channel
 from storage.migrations import Migrations
 
@@ -166,7 +167,7 @@ async def _provider(settings: Settings, channel: Channel, place: int) -> Sequenc
     try:
         provider = provider_of(settings, channel, place)
     except SettingsError as error:
-        return [Finding(name, "failed", str(error), "Correct the settings.")]
+        return [Finding(name, "failed", f"wrong settings: {describe(error.faults)}", "Correct the settings.")]
     try:
         async with asyncio.timeout(PATIENCE):
             return [Finding(name, "ok", f"{chosen.kind}: {await provider.check()}")]

@@ -176,10 +176,11 @@ def _chosen(
 
 
 async def _deliveries(settings: "Settings", chosen: "Chosen") -> "tuple[Sequence[Delivery], int]":
-    from cli.parked import dead_deliveries
+    from cli.parked import dead_deliveries, with_whole_ids
     from cli.session import storage
 
     async with storage(settings) as stores:
+        chosen = await with_whole_ids(stores.deliveries, chosen)
         found = [delivery async for delivery in dead_deliveries(stores.deliveries, chosen)]
         return found, len(found) if chosen.ids else await stores.deliveries.count_dead(chosen.filter)
 
@@ -287,10 +288,10 @@ def _refusal(question: str) -> int:
 
 
 async def _count(settings: "Settings", chosen: "Chosen") -> int:
-    from cli.parked import count
+    from cli.parked import count, with_whole_ids
 
     async with core(settings) as opened:
-        return await count(opened, chosen)
+        return await count(opened, await with_whole_ids(opened.deliveries, chosen))
 
 
 _WHERE_IDS_ARE = (
@@ -311,9 +312,10 @@ def _treat(settings: "Settings", chosen: "Chosen", action: str, dry_run: bool, a
 
 
 async def _carry_out(settings: "Settings", chosen: "Chosen", action: str, dry_run: bool, as_json: bool) -> "Done":
-    from cli.parked import Report, treat
+    from cli.parked import Report, treat, with_whole_ids
 
     async with core(settings) as opened:
+        chosen = await with_whole_ids(opened.deliveries, chosen)
         return await treat(opened, chosen, action, Report(as_json, SHOWN if dry_run else 0, dry_run), dry_run=dry_run)
 
 

@@ -102,14 +102,16 @@ def _print(page: "Sequence[Delivery]", as_json: bool) -> None:
 @app.command("show")
 def show(
     ctx: typer.Context,
-    delivery_id: Annotated[str, typer.Argument(metavar="ID", help="The delivery's id.")],
+    delivery_id: Annotated[str, typer.Argument(metavar="ID", help="The delivery's id, or how it begins.")],
     as_json: JsonOption = False,
 ) -> None:
     """Show one delivery with everything that happened to it.
 
+    Of an id the first 8 characters will do, or more where they are those of several deliveries.
+
     [bold]Examples[/]
 
-      $ notipy deliveries show 0c6f1a52-5a0e-5b7e-8d0c-6a3c6e2f9b11
+      $ notipy deliveries show 0c6f1a52
       $ notipy deliveries show 0c6f1a52-5a0e-5b7e-8d0c-6a3c6e2f9b11 --json | jq .history
     """
     from cli.delivery_views import print_delivery, whole_record_of
@@ -124,23 +126,31 @@ def show(
 
 
 async def _current(settings: "Settings", delivery_id: str) -> "Delivery | None":
+    from cli.delivery_ids import whole_id
+
     async with storage(settings) as stores:
-        return await stores.deliveries.current(delivery_id)
+        return await stores.deliveries.current(await whole_id(stores.deliveries, delivery_id))
 
 
 @app.command("cancel")
 def cancel(
     ctx: typer.Context,
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The deliveries' ids; - reads them from stdin.")],
+    ids: Annotated[
+        list[str],
+        typer.Argument(metavar="ID...", help="The deliveries' ids, or how they begin; - reads them from stdin."),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Stop deliveries that are queued, held or waiting for another attempt.
 
     One that is being sent at this moment, or is final, stays as it is: that is told, and the exit code is 1.
 
+    Of an id the first 8 characters will do. Where they are those of several deliveries, these are named, none is
+    cancelled, and the exit code is 2.
+
     [bold]Examples[/]
 
-      $ notipy deliveries cancel 0c6f1a52-5a0e-5b7e-8d0c-6a3c6e2f9b11
+      $ notipy deliveries cancel 0c6f1a52 77d0c1e9
       $ notipy deliveries list --state held --limit 1000000 --json | jq -r .id | notipy deliveries cancel -
     """
     outcomes = execute(_cancel(load(ctx), _ids(ids)))
@@ -163,7 +173,10 @@ def _ids(given: list[str]) -> list[str]:
 
 
 async def _cancel(settings: "Settings", ids: list[str]) -> list[tuple[str, str | None]]:
+    from cli.delivery_ids import whole_ids
+
     async with core(settings) as opened:
+        ids = await whole_ids(opened.deliveries, ids)
         window = asyncio.Semaphore(50)
 
         async def one(delivery_id: str) -> "Delivery | Refused":

@@ -57,10 +57,13 @@ def tell(failure: CommandFailed) -> None:
     """Write a failure, and what to do next, to standard error."""
     from rich.text import Text
 
-    from cli.output import plain, stderr
+    from cli.output import hanging, plain, stderr
 
     screen = stderr()
-    screen.print(Text.assemble(("Error: ", "bold red"), plain(str(failure))))
+    first, *more = plain(str(failure)).splitlines() or [""]
+    screen.print(Text.assemble(("Error: ", "bold red"), first))
+    for line in more:
+        screen.print(hanging(line, screen))
     if failure.hint:
         screen.print(Text.assemble(("What to do: ", "bold"), plain(failure.hint)))
     sys.stderr.flush()

@@ -58,7 +58,11 @@ TypeOption = Annotated[str | None, typer.Option("--type", help="Only events of t
 
 IdOption = Annotated[
     list[str] | None,
-    typer.Option("--id", metavar="ID", help="Only this one, as `dead list` names it; may be given several times."),
+    typer.Option(
+        "--id",
+        metavar="ID",
+        help="Only this one, as `dead list` names it, or a delivery's first 8 characters; may be given several times.",
+    ),
 ]
 _TIME = "2026-11-22T17:00:00Z, 2026-11-22, or how long ago (2h, 7d)."
 SinceOption = Annotated[

@@ -40,10 +40,12 @@ class Column:
 
     Attributes:
         rank: 0 always stands in the row; of the others, the highest go first to a second line where it is too wide.
+        short: of an id, so many characters are shown where the row is too wide; it can be given so abbreviated.
     """
 
     title: str
     rank: int = 0
+    short: int | None = None
 
 
 def stdout() -> Console:
@@ -102,12 +104,22 @@ def time_text(time: datetime | None) -> str:
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if time else ""
 
 
+def hanging(line: str, screen: Console) -> Text:
+    """The line as it fits the screen: where it goes on, it is indented by two more than where it begins."""
+    text = line.lstrip()
+    indent = len(line) - len(text)
+    parts = Text(text).wrap(screen, max(GAP, screen.width - indent - GAP))
+    return Text(" " * indent).append_text(Text("\n" + " " * (indent + GAP)).join(parts))
+
+
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> None:
-    """Print a table. Nothing is ever cut: what a narrow terminal has no room for follows in a second, dim line."""
+    """Print a table. Nothing but an id is ever cut: what a narrow terminal has no room for follows in a second line."""
     screen = stdout()
     titles = [Text(column.title.upper(), style="bold") for column in columns]
     cells = [titles, *([_text(cell) for cell in row] for row in rows)]
-    widths = [max(cell_len(row[index].plain) for row in cells) for index in range(len(columns))]
+    if _width(_widths(cells)) > screen.width:
+        cells = [titles, *([*map(_shortened, columns, row)] for row in cells[1:])]
+    widths = _widths(cells)
     first = _fitting(columns, widths, screen.width)
     for row in cells:
         screen.print(_aligned([row[index] for index in first], [widths[index] for index in first]), soft_wrap=True)
@@ -135,10 +147,23 @@ def _text(cell: Cell) -> Text:
     return cell if isinstance(cell, Text) else Text(plain(cell))
 
 
+def _widths(cells: Sequence[Sequence[Text]]) -> Sequence[int]:
+    return [max(cell_len(cell.plain) for cell in column) for column in zip(*cells, strict=True)]
+
+
+def _width(widths: Sequence[int]) -> int:
+    """Of the columns side by side."""
+    return sum(width + GAP for width in widths) - GAP
+
+
+def _shortened(column: Column, cell: Text) -> Text:
+    return cell if column.short is None else cell[: column.short]
+
+
 def _fitting(columns: Sequence[Column], widths: Sequence[int], available: int) -> list[int]:
     """The columns that stand side by side."""
     shown = list(range(len(columns)))
-    while sum(widths[index] + GAP for index in shown) - GAP > available and any(columns[i].rank for i in shown):
+    while _width([widths[index] for index in shown]) > available and any(columns[i].rank for i in shown):
         shown.remove(max(shown, key=lambda index: columns[index].rank))
     return shown
 

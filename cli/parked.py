@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from aio_pika.abc import AbstractIncomingMessage
 
+from cli.delivery_ids import whole_ids
 from cli.events import body_values
 from cli.output import json_line, say, stderr
 from consumers import codec
@@ -97,6 +98,17 @@ class Report:
         """One item that was left alone."""
         if self.as_json:
             json_line({**record, "action": "skipped"})
+
+
+async def with_whole_ids(deliveries: MongoDeliveries, chosen: Chosen) -> Chosen:
+    """The same, its deliveries' ids whole.
+
+    Raises:
+        BadInput: one means several deliveries.
+    """
+    if chosen.messages:
+        return chosen
+    return replace(chosen, ids=tuple(await whole_ids(deliveries, chosen.ids)))
 
 
 async def count(core: Core, chosen: Chosen) -> int:

@@ -6,7 +6,7 @@ Heavy modules are imported inside functions, so that `notipy --help` answers at 
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from config.settings import Settings
     from consumers.app import Core
     from consumers.stores import Stores
+    from domain.text import Fault
+    from domain.vocabulary import Channel
 
 T = TypeVar("T")
 START_SERVERS = "`notipy run --embedded` starts private ones for development; `notipy doctor` checks everything."
@@ -35,7 +37,7 @@ def load(ctx: typer.Context, *, sending: bool = False) -> "Settings":
     """The settings that the command line and the environment name; `sending`: with all that providers need.
 
     Raises:
-        BadInput: they cannot be used; it says which setting and what it should be.
+        BadInput: they cannot be used; it says of each wrong setting where it is and what it should be.
     """
     from config.logging import configure_logging
     from config.settings import LoggingSettings, SettingsError, load_settings
@@ -45,9 +47,17 @@ def load(ctx: typer.Context, *, sending: bool = False) -> "Settings":
     for client in ("aio_pika", "aiormq"):  # what it would log of a failed connection, the command tells
         logging.getLogger(client).setLevel(logging.CRITICAL)
     try:
-        return load_settings(chosen.config if isinstance(chosen, Globals) else None, sending=sending)
+        file = chosen.config if isinstance(chosen, Globals) else None
+        return load_settings(file, sending=sending, check=_check_provider)
     except SettingsError as error:
         raise BadInput(str(error)) from None
+
+
+def _check_provider(channel: "Channel", name: str, kind: str, options: "Mapping[str, Any]") -> "Sequence[Fault]":
+    """Reads the adapters only where there is something wrong to be told."""
+    from consumers.app import check_provider
+
+    return check_provider(channel, name, kind, options)
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from cli.delivery_ids import LEAST
 from cli.failures import BadInput, CommandFailed, CommandGroup
 from cli.options import ChannelOption, JsonOption
 from cli.output import Column, counted, hint, json_line, plain, print_table, say, stderr, time_text
@@ -153,14 +154,22 @@ def record_of(entry: "Suppression") -> dict[str, object]:
 
 
 def _print(entries: Iterable["Suppression"]) -> None:
-    columns = (Column("channel"), Column("address"), Column("reason"), Column("since", rank=1))
-    print_table(
-        (*columns, Column("expires", rank=2), Column("source", rank=3)),
-        [
-            (str(e.channel), e.address, str(e.reason), time_text(e.since), time_text(e.expires_at), e.source)
-            for e in entries
-        ],
+    columns = (
+        Column("channel"),
+        Column("address"),
+        Column("reason"),
+        Column("since", rank=1),
+        Column("expires", rank=3),
+        Column("source", rank=4),
+        Column("delivery", rank=2, short=LEAST),
     )
+    print_table(columns, map(_row, entries))
+
+
+def _row(entry: "Suppression") -> tuple[str, ...]:
+    since, expires = time_text(entry.since), time_text(entry.expires_at)
+    about = (str(entry.channel), entry.address, str(entry.reason))
+    return (*about, since, expires, entry.source, entry.delivery or "")
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -11,21 +12,23 @@ from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
-    model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from domain.duration import Duration, format_duration
 from domain.rate import RateSetting
 from domain.retry import DEFAULT_SCHEDULE, DEFAULT_TIERS, RetryPolicy
-from domain.text import faults_of
+from domain.text import Fault, faults_of
 from domain.vocabulary import Channel, Lane, Semantics
 
 DEFAULT_FILE = Path("notipy.yaml")
@@ -46,8 +49,36 @@ _URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):([^/@\s]*)(?=@)")
 MASK = "***"
 
 
+Check = Callable[[Channel, str, str, Mapping[str, Any]], Sequence[Fault]]
+"""What is wrong with a provider's own settings, given its channel, name, kind and options."""
+
+
 class SettingsError(Exception):
-    """The settings cannot be used; the message names each setting and what it should be."""
+    """The settings cannot be used; the message names each setting and what it should be.
+
+    `faults`: one by one, where settings are what is wrong, and not the file itself.
+    """
+
+    def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+    @classmethod
+    def of(cls, faults: Iterable[Fault], path: Path | None) -> Self:
+        """Each fault in a line of its own, by their places."""
+        told = sorted(dict.fromkeys(faults), key=lambda fault: fault.field)
+        place = f"{path} or the environment" if path else "the environment (no notipy.yaml was found)"
+        lines = [f"  {fault.field or 'settings'}: {fault.fault}{_set_by(fault.field)}" for fault in told]
+        return cls("\n".join([f"wrong settings, from {place}:", *lines]), told)
+
+
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError("should be longer than nothing")
+    return value
+
+
+PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 
 
 class _Section(BaseModel):
@@ -97,13 +128,20 @@ class ChannelSettings(_Section):
     @field_validator("providers")
     @classmethod
     def _a_pool(cls, value: tuple[ProviderSettings, ...]) -> tuple[ProviderSettings, ...]:
-        names = [provider.name for provider in value]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"should have names of their own; several are called {', '.join(twice)}")
-        unweighted = [provider.name for provider in value if provider.weight is None]
-        if 0 < len(unweighted) < len(value):
-            raise ValueError(f"should all have a weight, or none; {', '.join(unweighted)} has none")
+        if fault := _fault_of_pool([provider.name for provider in value], [provider.weight for provider in value]):
+            raise ValueError(fault)
         return value
+
+
+def _fault_of_pool(names: Sequence[str], weights: Sequence[object]) -> str:
+    """What is wrong with a channel's providers taken together; nothing, if nothing is."""
+    faults = []
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        faults.append(f"should have names of their own; several are called {', '.join(twice)}")
+    unweighted = [name for name, weight in zip(names, weights, strict=True) if weight is None]
+    if 0 < len(unweighted) < len(names):
+        faults.append(f"should all have a weight, or none; {', '.join(unweighted)} has none")
+    return "; ".join(faults)
 
 
 class EventsSettings(_Section):
@@ -150,8 +188,8 @@ class SweeperSettings(_Section):
         overdue: how long after it should have happened a queued or retrying delivery is looked after.
     """
 
-    interval: Duration = timedelta(seconds=5)
-    overdue: Duration = timedelta(minutes=5)
+    interval: PositiveDuration = timedelta(seconds=5)
+    overdue: PositiveDuration = timedelta(minutes=5)
 
 
 class RetentionSettings(_Section):
@@ -195,7 +233,52 @@ class LoggingSettings(_Section):
     format: Literal["auto", "json", "pretty"] = "auto"
 
 
-class Settings(BaseSettings):
+class _Environment(EnvSettingsSource):
+    """The variables that begin with `NOTIPY_`. One that should hold JSON and does not is told as any wrong value is."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """The value of JSON; what is none stays as it is, and is not what the setting should be."""
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
+class _Sources(BaseSettings):
+    """Where settings come from: the environment over the file, which is handed in as initial values."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="NOTIPY_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        env_parse_none_str="null",
+        frozen=True,
+        hide_input_in_errors=True,
+        nested_model_default_partial_update=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The first that has a setting says what it is."""
+        return (_Environment(settings_cls), init_settings)
+
+
+class _AsGiven(_Sources):
+    """The channels as they were written, whatever is wrong with them."""
+
+    model_config = SettingsConfigDict(extra="ignore")
+
+    channels: dict[str, Any] = Field(default_factory=dict)
+
+
+class Settings(_Sources):
     """Everything that can be set.
 
     Attributes:
@@ -206,16 +289,7 @@ class Settings(BaseSettings):
         failpoints: where a process kills or stops itself, for tests of failures; see `consumers/failpoints.py`.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="NOTIPY_",
-        env_nested_delimiter="__",
-        env_ignore_empty=True,
-        env_parse_none_str="null",
-        frozen=True,
-        extra="forbid",
-        hide_input_in_errors=True,
-        nested_model_default_partial_update=True,
-    )
+    model_config = SettingsConfigDict(extra="forbid")
 
     amqp_url: SecretStr = SecretStr("amqp://guest:guest@127.0.0.1:5672/")
     mongo_url: SecretStr = SecretStr("mongodb://127.0.0.1:27017/notipy")
@@ -228,25 +302,13 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     logging: LoggingSettings = LoggingSettings()
     retry_tiers: Annotated[tuple[Duration, ...], Field(min_length=1, max_length=20)] = DEFAULT_TIERS
-    lease: Duration = timedelta(minutes=2)
+    lease: PositiveDuration = timedelta(minutes=2)
     grace: Duration = timedelta(seconds=25)
-    catalog_refresh: Duration = timedelta(seconds=2)
+    catalog_refresh: PositiveDuration = timedelta(seconds=2)
     failpoints: str = ""
 
     _file: Path | None = PrivateAttr(default=None)
     _interpolated: dict[str, str] = PrivateAttr(default_factory=dict)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment over the file (which `load_settings` hands in as initial values)."""
-        return (env_settings, init_settings)
 
     @field_validator("amqp_url")
     @classmethod
@@ -265,25 +327,16 @@ class Settings(BaseSettings):
             raise ValueError("should be durations that ascend, such as [5s, 15s, 45s]")
         return value
 
-    @model_validator(mode="after")
-    def _positive(self) -> Self:
-        positive = {
-            "lease": self.lease,
-            "catalog_refresh": self.catalog_refresh,
-            "sweeper.interval": self.sweeper.interval,
-            "sweeper.overdue": self.sweeper.overdue,
-        }
-        if wrong := [name for name, value in positive.items() if value <= timedelta(0)]:
-            raise ValueError(f"{', '.join(wrong)} should be longer than nothing")
-        return self
-
-    @model_validator(mode="after")
-    def _claims_outlive_their_leases(self) -> Self:
-        shortest = self.retention.shortest()
-        if shortest is not None and shortest < RETENTION_LEASES * self.lease:
-            least = format_duration(RETENTION_LEASES * self.lease)
+    @field_validator("lease")
+    @classmethod
+    def _claims_outlive_their_leases(cls, lease: timedelta, info: ValidationInfo) -> timedelta:
+        """With the lease that is set by default they do, whatever `retention` may say."""
+        retention = info.data.get("retention")  # none: it is wrong itself
+        shortest = retention.shortest() if retention else None
+        if shortest is not None and shortest < RETENTION_LEASES * lease:
+            least = format_duration(RETENTION_LEASES * lease)
             raise ValueError(f"retention.attempts, .deliveries and .dead should be at least {least}: ten times lease")
-        return self
+        return lease
 
     def policy(self, channel: Channel) -> RetryPolicy:
         """The retry policy of a configured channel."""
@@ -309,26 +362,38 @@ class Settings(BaseSettings):
         return self._file
 
 
-def load_settings(file: Path | None = None, *, sending: bool = True, **overrides: Any) -> Settings:
+def load_settings(
+    file: Path | None = None, *, sending: bool = True, check: Check | None = None, **overrides: Any
+) -> Settings:
     """Read `notipy.yaml` (`file`, else `NOTIPY_CONFIG`, else the one in the current folder), then the environment.
 
-    Without `sending`, what providers need of the environment may be missing: who only looks needs no secret of theirs.
+    Args:
+        file: in place of the one that is found.
+        sending: without, what providers need of the environment may be missing: who only looks needs no secret of
+            theirs.
+        check: asked of each provider where the settings cannot be used, so that all of their faults are told at once.
+        overrides: settings in place of the file's.
 
     Raises:
-        SettingsError: something is missing or wrong; it says which setting, where, and what it should be.
+        SettingsError: something is missing or wrong; it says of each such setting where it is and what it should be.
     """
     named = file or (Path(os.environ["NOTIPY_CONFIG"]) if os.environ.get("NOTIPY_CONFIG") else None)
     path = named or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
-    interpolated: dict[str, str] = {}
-    document = _read(path, interpolated, sending) if path else {}
-    try:
-        settings = Settings(**(document | overrides))
-    except ValidationError as error:
-        raise SettingsError(_told(error, path)) from None
-    except ValueError as error:  # an environment variable that should hold JSON and does not
-        raise SettingsError(f"in the environment: {error}") from None
-    settings._file, settings._interpolated = path, interpolated
+    variables = _Variables(sending)
+    document = (_read(path, variables) if path else {}) | overrides
+    settings, faults = _validated(document)
+    if settings is None or variables.missing:
+        found = [*faults, *_faults_of_channels(document, variables, check or _unchecked)]
+        raise SettingsError.of([*variables.missing, *filter(variables.resolved, found)], path)
+    settings._file, settings._interpolated = path, variables.used
     return settings
+
+
+def _validated(document: Mapping[str, Any]) -> tuple[Settings | None, Sequence[Fault]]:
+    try:
+        return Settings(**document), ()
+    except ValidationError as error:
+        return None, faults_of(error)
 
 
 def strange_variables() -> list[str]:
@@ -338,7 +403,7 @@ def strange_variables() -> list[str]:
     return sorted(name for name in names if name.split("__")[0] not in known and not _INJECTED.match(name))
 
 
-def _read(path: Path, interpolated: dict[str, str], sending: bool) -> dict[str, Any]:
+def _read(path: Path, variables: "_Variables") -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -349,8 +414,7 @@ def _read(path: Path, interpolated: dict[str, str], sending: bool) -> dict[str, 
         raise SettingsError(f"{path}: is not UTF-8") from None
     if not isinstance(document, dict | None):
         raise SettingsError(f"{path}: should be a mapping of settings")
-    result: dict[str, Any] = _interpolate(document or {}, path, "", interpolated, sending)
-    return result
+    return {str(name): variables.interpolated(value, str(name)) for name, value in (document or {}).items()}
 
 
 def _yaml_fault(error: yaml.YAMLError) -> str:
@@ -360,29 +424,92 @@ def _yaml_fault(error: yaml.YAMLError) -> str:
     return type(error).__name__
 
 
-def _interpolate(value: Any, path: Path, place: str, used: dict[str, str], sending: bool) -> Any:
-    """Replace `${NAME}` in every string; `$${` stands for a literal `${`."""
-    if isinstance(value, dict):
-        return {
-            key: _interpolate(item, path, f"{place}.{key}".lstrip("."), used, sending) for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_interpolate(item, path, f"{place}.{index}", used, sending) for index, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
+@dataclass(slots=True)
+class _Variables:
+    """The variables of the environment that a file names.
 
-    def replace(match: re.Match[str]) -> str:
+    Attributes:
+        sending: whether those of providers are needed.
+        used: those that there are, with their values.
+        missing: where one is needed that there is not.
+        unresolved: the settings that still have its name in them.
+    """
+
+    sending: bool
+    used: dict[str, str] = field(default_factory=dict)
+    missing: list[Fault] = field(default_factory=list)
+    unresolved: list[str] = field(default_factory=list)
+
+    def interpolated(self, value: Any, place: str) -> Any:
+        """The value with `${NAME}` replaced in every string; `$${` stands for a literal `${`."""
+        if isinstance(value, dict):
+            return {key: self.interpolated(item, f"{place}.{key}") for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.interpolated(item, f"{place}.{index}") for index, item in enumerate(value)]
+        return _VARIABLE.sub(lambda match: self._value(match, place), value) if isinstance(value, str) else value
+
+    def resolved(self, fault: Fault) -> bool:
+        """Whether the fault is one of its own, and does not come of a variable that is missing."""
+        return not any(f"{fault.field}.".startswith(f"{place}.") for place in self.unresolved)
+
+    def _value(self, match: re.Match[str], place: str) -> str:
         name = match.group(1)
         if name is None:
             return "${"
-        if name not in os.environ:
-            if not sending and _OF_PROVIDER.match(place):
-                return match.group(0)
-            raise SettingsError(f"{path}: {place}: the environment variable {name} is not set")
-        used[name] = os.environ[name]
-        return used[name]
+        if name in os.environ:
+            self.used[name] = os.environ[name]
+            return self.used[name]
+        self.unresolved.append(place)
+        if self.sending or not _OF_PROVIDER.match(place):
+            self.missing.append(Fault(place, f"the environment variable {name} is not set"))
+        return match.group(0)
 
-    return _VARIABLE.sub(replace, value)
+
+def _unchecked(_channel: Channel, _name: str, _kind: str, _options: Mapping[str, Any]) -> Sequence[Fault]:
+    return ()
+
+
+def _faults_of_channels(document: Mapping[str, Any], variables: _Variables, check: Check) -> Iterator[Fault]:
+    """What is wrong with each channel's providers, together and one by one, whatever else is wrong with the channel."""
+    try:
+        given = _AsGiven(**document).channels
+    except ValidationError:
+        return
+    for name, chosen in given.items():
+        providers = chosen.get("providers") if isinstance(chosen, dict) else None
+        if name not in set(Channel) or not isinstance(providers, list):
+            continue
+        place = f"channels.{name}.providers"
+        named = [each for each in providers if isinstance(each, dict) and isinstance(each.get("name"), str)]
+        if fault := _fault_of_pool([each["name"] for each in named], [each.get("weight") for each in named]):
+            yield Fault(place, fault)
+        for index, provider in enumerate(providers):
+            if isinstance(provider, dict) and isinstance(provider.get("kind"), str):
+                yield from _faults_of_provider(Channel(name), f"{place}.{index}", provider, variables, check)
+
+
+def _faults_of_provider(
+    channel: Channel, place: str, provider: Mapping[str, Any], variables: _Variables, check: Check
+) -> Iterator[Fault]:
+    name = str(provider.get("name", ""))
+    options = {key: value for key, value in provider.items() if key not in ProviderSettings.model_fields}
+    doubtful = any(unresolved.startswith(f"{place}.") for unresolved in variables.unresolved)
+    for fault in check(channel, name, provider["kind"], options):
+        if variables.resolved(Fault(f"{place}.{fault.field}", "")) and (fault.field or not doubtful):
+            yield of_provider(place, name, fault)
+
+
+def of_provider(place: str, name: str, fault: Fault) -> Fault:
+    """A fault of a provider's own settings, with the place and the name of the provider."""
+    return Fault(f"{place} ({name})" if name else place, str(fault))
+
+
+def _set_by(place: str) -> str:
+    """Which variable of the environment has set what stands at this place, if one has."""
+    parts = place.split(" ")[0].split(".")
+    names = {"NOTIPY_" + "__".join(parts[:length]).upper() for length in range(1, len(parts) + 1)}
+    found = sorted(name for name in os.environ if name.upper() in names and os.environ[name])
+    return f" (set by {', '.join(found)})" if found else ""
 
 
 def _with_scheme(value: SecretStr, schemes: set[str], example: str) -> SecretStr:
@@ -390,12 +517,6 @@ def _with_scheme(value: SecretStr, schemes: set[str], example: str) -> SecretStr
     if parts.scheme not in schemes or not parts.netloc:
         raise ValueError(f"should be a URL such as {example}")
     return value
-
-
-def _told(error: ValidationError, path: Path | None) -> str:
-    place = f"{path} or the environment" if path else "the environment (no notipy.yaml was found)"
-    lines = [f"  {fault.field or 'settings'}: {fault.fault}" for fault in faults_of(error)]
-    return f"wrong settings, from {place}:\n" + "\n".join(lines)
 
 
 def _mask(value: Any, interpolated: Mapping[str, str], name: str = "") -> Any:

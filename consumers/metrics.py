@@ -82,6 +82,12 @@ class Metrics:
         self._failed = gauge(
             "deliveries_failed", "Deliveries that failed and can be replayed.", "mostrecent", "channel"
         )
+        self._unknown = gauge(
+            "deliveries_unknown",
+            "Deliveries of which nobody knows whether they were sent; they can be replayed.",
+            "mostrecent",
+            "channel",
+        )
         self.dead = gauge("dead_letters", "Messages in the dead-letter queues.", "mostrecent", "channel")
         self.unrouted = gauge("unrouted_messages", "Messages that no queue took; not zero is a fault.", "mostrecent")
         self.overdue = gauge("oldest_overdue_seconds", "How long the most overdue delivery has been so.", "mostrecent")
@@ -170,6 +176,7 @@ class Metrics:
         # every combination, also those that are none: what several processes show cannot be taken back, only set
         for channel in Channel:
             self._failed.labels(str(channel)).set(counts.get((channel, State.FAILED), 0))
+            self._unknown.labels(str(channel)).set(counts.get((channel, State.UNKNOWN), 0))
             for state in IN_FLIGHT:
                 self._pending.labels(str(channel), str(state)).set(counts.get((channel, state), 0))
         overdue = (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0

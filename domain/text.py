@@ -10,7 +10,12 @@ from pydantic import AfterValidator, ValidationError
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _KEY = "[key]"
 """What pydantic calls a fault in a mapping's key; the values of such a key are not told of."""
-_WORDS = {"extra_forbidden": "is not a field that NotiPy knows", "tuple_type": "should be a list"}
+_WORDS = {
+    "extra_forbidden": "is not a field that NotiPy knows",
+    "tuple_type": "should be a list",
+    "dict_type": "should be a mapping",
+    "model_type": "should be a mapping of fields",
+}
 """In place of pydantic's words, which speak of Python's types."""
 _PATTERNS = {
     r"^[a-z0-9][a-z0-9._-]{0,99}$": "should be at most 100 of a-z, 0-9, '.', '_' and '-', the first a letter or digit",

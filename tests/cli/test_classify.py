@@ -67,6 +67,7 @@ def test_a_reply_of_smtp_means_what_the_provider_would_make_of_it(
         ("410", "recipient", "endpoint_gone"),
         ("HTTP 429", "rate_limited", "rate_limited"),
         ("503", "transient", "provider_unavailable"),
+        ("504", "unknown", "outcome_unknown"),
         ("418", "message", "endpoint_rejected"),
     ],
 )

@@ -444,6 +444,40 @@ async def test_the_doctor_masks_secrets_and_says_what_fails(
         assert told in bad.out
 
 
+async def test_the_doctor_names_a_host_that_there_is_not(notipy: Notipy, config_file: Path, tmp_path: Path) -> None:
+    named = {"name": "us", "kind": "mailgun", "domain": "mg.shop.example", "api_key": "geheim", "from": "a@example.org"}
+    mistyped = {**named, "base_url": "https://api.mailgun.invalid/v3"}
+    document = yaml.safe_load(config_file.read_text()) | {"channels": {"email": {"providers": [mistyped]}}}
+    file = tmp_path / "mistyped.yaml"
+    file.write_text(yaml.safe_dump(document))
+    told = await notipy("doctor", "--json", config=file)
+    assert told.code == 1
+    (provider,) = [each for each in told.records if each["check"] == "provider email/us"]
+    assert (provider["result"], "the host api.mailgun.invalid was not found" in provider["detail"]) == ("failed", True)
+    assert provider["advice"] == "See that it runs and that channels.email.providers.0 names it."
+
+
+async def test_wrong_settings_are_told_together_and_the_doctor_checks_the_rest(
+    notipy: Notipy, config_file: Path, tmp_path: Path
+) -> None:
+    wrong = {"name": "us", "kind": "mailgun", "domain": "mg.shop.example", "from": "a@example.org"}
+    document = yaml.safe_load(config_file.read_text()) | {"channels": {"email": {"providers": [wrong]}}}
+    file = tmp_path / "wrong.yaml"
+    file.write_text(yaml.safe_dump(document))
+    lacking = "channels.email.providers.0 (us): api_key: Field required"
+    findings = {each["check"]: each for each in (await notipy("doctor", "--json", config=file)).records}
+    assert (findings["broker"]["result"], findings["provider email/us"]["result"]) == ("ok", "failed")
+    assert findings["provider email/us"]["detail"] == f"wrong settings: {lacking}"
+    started = await notipy("run", config=file)
+    assert (started.code, lacking in started.err) == (2, True)
+    file.write_text(yaml.safe_dump(document | {"lease": "0s", "amqp_url": "${NO_SUCH_VARIABLE}"}))
+    for command in ("run", "doctor", "audit"):
+        told = await notipy(command, config=file)
+        assert (told.code, told.out) == (2, "")
+        for each in ("lease: should be longer", "amqp_url: the environment variable NO_SUCH_VARIABLE", lacking):
+            assert each in told.err, command
+
+
 @pytest.mark.parametrize("command", [("audit",), ("notifications", "list"), ("deliveries", "list")])
 async def test_what_reads_mongodb_alone_does_not_need_the_broker(
     notipy: Notipy, config_file: Path, command: tuple[str, ...]

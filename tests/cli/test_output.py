@@ -4,8 +4,9 @@ import json
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from rich.console import Console
 
-from cli.output import Column, counted, json_line, plain, print_fields, print_table, time_text
+from cli.output import Column, counted, hanging, json_line, plain, print_fields, print_table, time_text
 
 ID = "0c6f1a52-5a0e-5b7e-8d0c-6a3c6e2f9b11"
 COLUMNS = (Column("id"), Column("state"), Column("reason", rank=1), Column("detail", rank=2))
@@ -34,6 +35,27 @@ def test_on_a_narrow_terminal_nothing_is_cut(terminal: int, capsys: pytest.Captu
         assert word in shown
     if terminal >= 80:
         assert max(map(len, shown.splitlines())) <= terminal
+
+
+SHORTENED = (Column("address"), Column("delivery", rank=1, short=8), Column("detail", rank=2))
+
+
+@pytest.mark.parametrize(
+    ("terminal", "expected"),
+    [
+        (20, ["ADDRESS", "  DELIVERY · DETAIL", "ana@example.org", "  0c6f1a52 · by hand", "+4915112345678"]),
+        (30, ["ADDRESS          DELIVERY", "  DETAIL", "ana@example.org  0c6f1a52", "  by hand", "+4915112345678"]),
+        (50, ["ADDRESS          DELIVERY  DETAIL", "ana@example.org  0c6f1a52  by hand", "+4915112345678"]),
+        (80, [f"ADDRESS          {'DELIVERY':36}  DETAIL", f"ana@example.org  {ID}  by hand", "+4915112345678"]),
+    ],
+    indirect=["terminal"],
+)
+@pytest.mark.usefixtures("terminal")
+def test_an_id_that_may_be_is_shortened_where_it_is_narrow(
+    expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_table(SHORTENED, [("ana@example.org", ID, "by hand"), ("+4915112345678", "", "")])
+    assert capsys.readouterr().out.splitlines() == expected
 
 
 def test_names_and_values_leave_out_what_is_unset(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,3 +100,16 @@ def test_what_is_text_is_shown_as_it_is(text: str) -> None:
 @pytest.mark.parametrize("text", ["\x1b[2J", "\x07", "\u202eabc", "\x9b31m", "\u2066x"])
 def test_what_a_terminal_would_obey_is_not(text: str) -> None:
     assert "�" in plain(text)
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (80, ["  lease: should be longer than nothing"]),
+        (30, ["  lease: should be longer", "    than nothing"]),
+        (20, ["  lease: should be", "    longer than", "    nothing"]),
+    ],
+)
+def test_a_line_that_is_too_long_goes_on_indented(width: int, lines: list[str]) -> None:
+    shown = hanging("  lease: should be longer than nothing", Console(width=width))
+    assert [line.rstrip() for line in shown.plain.splitlines()] == lines

@@ -1,9 +1,12 @@
+import re
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from config.settings import RETENTION_LEAST, Settings, SettingsError, load_settings, strange_variables
+from consumers.app import check_provider, providers_of
 from domain.dispatch import STALE_AFTER
 from domain.rate import Rate
 from domain.vocabulary import Channel, Semantics
@@ -111,7 +114,7 @@ def test_no_secret_is_shown(file: Path) -> None:
         ("chanels: {}", "chanels: is not a field that NotiPy knows"),
         ("amqp_url: http://broker", "amqp_url: should be a URL such as amqp://"),
         ("retry_tiers: [5s, 5s]", "retry_tiers: should be durations that ascend"),
-        ("sweeper: {overdue: 0s}", "sweeper.overdue should be longer than nothing"),
+        ("sweeper: {overdue: 0s}", "sweeper.overdue: should be longer than nothing"),
         ("lease: 9999999999999999999999d", "lease: is longer than any duration can be"),
         ("amqp_url: ${NOT_SET}", "amqp_url: the environment variable NOT_SET is not set"),
         ("a: [", "is not YAML: line 1"),
@@ -130,6 +133,106 @@ def test_a_wrong_setting_names_itself_and_what_it_should_be(tmp_path: Path, text
         load_settings(path)
     assert told in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+MANY = """
+amqp_url: "amqp://user:${NO_PASSWORD}@broker.example/vhost"
+chanels: {}
+lease: 3h
+retention: {attempts: 1d}
+sweeper: {interval: 0s, overdue: 0s}
+7: seven
+channels:
+  email:
+    retry: [soon]
+    providers:
+      - {name: one, kind: smtp, url: "${NO_URL}", weight: 1}
+      - {name: one, kind: nonsense, rate: often}
+  webhook:
+    providers: [{name: hooks, kind: webhook, secret: "${NO_SECRET}", allow_private: perhaps}]
+  sms: {providers: none}
+"""
+TOLD = """
+7: is not a field that NotiPy knows
+amqp_url: the environment variable NO_PASSWORD is not set
+chanels: is not a field that NotiPy knows
+channels.email.providers: should have names of their own; several are called one; \
+should all have a weight, or none; one has none
+channels.email.providers.0 (one): from: Field required
+channels.email.providers.0.url: the environment variable NO_URL is not set
+channels.email.providers.1 (one): kind: 'nonsense' is no kind of provider for email; known: …
+channels.email.providers.1.rate: should be a rate such as 100/s, 600/m, 10000/h or 200/d
+channels.email.retry.0: should be a duration such as 500ms, 5s, 2m, 1h30m or 2d
+channels.sms.providers: should be a list
+channels.webhook.providers.0 (hooks): allow_private: Input should be a valid boolean, unable to interpret input
+channels.webhook.providers.0.secret: the environment variable NO_SECRET is not set
+dispatch: should be a mapping of fields (set by NOTIPY_DISPATCH)
+events.concurrency: Input should be less than or equal to 10000 (set by NOTIPY_EVENTS__CONCURRENCY)
+lease: retention.attempts, .deliveries and .dead should be at least 30h: ten times lease
+retry_tiers: should be a list (set by NOTIPY_RETRY_TIERS)
+sweeper.interval: should be longer than nothing
+sweeper.overdue: should be longer than nothing
+"""
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, value in {"DISPATCH": "x", "EVENTS__CONCURRENCY": "20000", "RETRY_TIERS": "5s, 15s"}.items():
+        monkeypatch.setenv(f"NOTIPY_{name}", value)
+    path = tmp_path / "notipy.yaml"
+    path.write_text(MANY)
+    return path
+
+
+def told_of(path: Path, **how: Any) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path, check=check_provider, **how)
+    first, *lines = str(caught.value).splitlines()
+    assert str(path) in first
+    assert len(lines) == len(caught.value.faults)
+    return [re.sub("(known: ).*", r"\1…", line.strip()) for line in lines]
+
+
+def test_all_that_is_wrong_is_told_at_once(faulty: Path) -> None:
+    assert told_of(faulty) == TOLD.strip().splitlines()
+
+
+def test_who_only_looks_is_told_of_no_secret_of_a_provider(faulty: Path) -> None:
+    secrets = ("NO_URL", "NO_SECRET")
+    expected = [line for line in TOLD.strip().splitlines() if not any(name in line for name in secrets)]
+    assert told_of(faulty, sending=False) == expected
+
+
+def test_what_is_put_right_is_told_no_more(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a variable is set, what it holds is checked; one fault that is left is told alone."""
+    monkeypatch.setenv("NO_URL", "nonsense")
+    assert any(line.startswith("channels.email.providers.0 (one): url: ") for line in told_of(faulty))
+    for name in ("DISPATCH", "EVENTS__CONCURRENCY", "RETRY_TIERS"):
+        monkeypatch.delenv(f"NOTIPY_{name}")
+    faulty.write_text("channels: {webhook: {providers: [{name: hooks, kind: webhook, secret: '${NO_SECRET}'}]}}")
+    only = "channels.webhook.providers.0.secret: the environment variable NO_SECRET is not set"
+    assert told_of(faulty) == [only]
+
+
+def test_the_environment_says_which_providers_there_are(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = '[{"name": "one", "kind": "smtp", "url": "smtp://x?tls=none", "from": "a@example.org", "portt": 1}]'
+    monkeypatch.setenv("NOTIPY_CHANNELS__EMAIL__PROVIDERS", given)
+    about = [line for line in told_of(faulty) if line.startswith("channels.email.providers.0 (one)")]
+    assert len(about) == 1
+    assert about[0].startswith("channels.email.providers.0 (one): portt: is not a field")
+    assert about[0].endswith("(set by NOTIPY_CHANNELS__EMAIL__PROVIDERS)")
+
+
+def test_every_provider_is_told_of_whose_own_settings_are_wrong() -> None:
+    smtp = {"name": "one", "kind": "smtp", "url": "smtp://mail.example?tls=none"}
+    channels = {"email": {"providers": [smtp, {**smtp, "name": "two", "from": "a@example.org"}]}}
+    wrong = {"sms": {"providers": [{"name": "three", "kind": "smtp"}]}}
+    with pytest.raises(SettingsError) as caught:
+        providers_of(Settings.model_validate({"channels": channels | wrong}))
+    assert [each.field for each in caught.value.faults] == [
+        "channels.email.providers.0 (one)",
+        "channels.sms.providers.0 (three)",
+    ]
 
 
 def test_a_wrong_value_is_not_repeated(tmp_path: Path) -> None:
