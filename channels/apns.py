@@ -6,16 +6,16 @@ import re
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import jwt
 import orjson
 from pydantic import Field
 
 from channels.classify import connection_failure, scrub
-from channels.http import USER_AGENT, Answer, ApiOptions, utc_now
+from channels.http import USER_AGENT, Answer, ApiOptions, Progress, utc_now
 from channels.limits import check_length
 from channels.push import Push, SignedOptions, push_of, seconds, takes_target
 from channels.surroundings import NOWHERE, Surroundings
@@ -170,11 +170,8 @@ class ProviderToken:
         self._value = jwt.encode(claims, self._key, algorithm="ES256", headers={"kid": self._key_id})
 
 
-@dataclass(slots=True)
-class _Progress:
+class _Progress(Progress):
     """How far a request has come; httpx tells of each step by name. Apple acts on none whose body it has not got."""
-
-    sent: bool = False
 
     async def __call__(self, step: str, _: Mapping[str, Any]) -> None:
         self.sent = self.sent or step == "http2.send_request_body.started"
@@ -270,19 +267,20 @@ class ApnsProvider:
 
         progress = _Progress()
         try:
-            async with (
-                asyncio.timeout(self._options.timeout.total_seconds()),
-                self._open().stream(
-                    "POST",
-                    self._options.url(path),
-                    headers={"authorization": f"bearer {token}"} | dict(headers),
-                    content=body,
-                    extensions={"trace": progress},
-                ) as answer,
-            ):
-                return Answer(answer.status_code, answer.headers, await _body(answer))
+            with progress:
+                async with (
+                    asyncio.timeout(self._options.timeout.total_seconds()),
+                    self._open().stream(
+                        "POST",
+                        self._options.url(path),
+                        headers={"authorization": f"bearer {token}"} | dict(headers),
+                        content=body,
+                        extensions={"trace": progress},
+                    ) as answer,
+                ):
+                    return Answer(answer.status_code, answer.headers, await _body(answer))
         except (httpx.HTTPError, OSError) as error:
-            raise _connection_failure(error, sent=progress.sent) from None
+            raise _connection_failure(error, self._options.base_url, sent=progress.sent) from None
 
     def _open(self) -> "httpx.AsyncClient":
         """The client, made where there is a running loop. It speaks HTTP/2 alone: many requests share a connection."""
@@ -336,9 +334,10 @@ def _reason(answer: Answer) -> str:
     return "" if answer.ok else scrub(str(answer.document.get("reason", "")))
 
 
-def _connection_failure(error: Exception, *, sent: bool) -> DeliveryFailure:
+def _connection_failure(error: Exception, url: str, *, sent: bool) -> DeliveryFailure:
     if not sent:
-        return connection_failure(_wrapped(error), "connecting to APNs", provider_fault=True)
+        host = urlsplit(url).hostname
+        return connection_failure(_wrapped(error), "connecting to APNs", provider_fault=True, host=host)
     failure = connection_failure(_wrapped(error), "waiting for the answer of APNs")
     return UnknownOutcome(failure.reason, failure.detail, provider_fault=True)
 

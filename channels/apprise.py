@@ -2,7 +2,8 @@
 
 A service's answer is for the library alone. It says whether the service has taken the message, and not why it has not:
 a service that refuses, one that is not there and one whose answer did not come within the library's own four seconds
-are the same to it. So what was not taken may have been sent.
+are the same to it. So what was not taken may have been sent. Nor does its log tell, at debug level and in each
+service's own words: one may have several targets, asked one after the other, and not every one is asked over HTTP.
 """
 
 import asyncio

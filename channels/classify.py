@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Final
 
-from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure
+from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
 from domain.vocabulary import Reason
 
 MAX_DETAIL: Final = 200
@@ -220,6 +220,9 @@ BY_STATUS: Final[Mapping[int, tuple[type[DeliveryFailure], Reason]]] = {
     # RFC 9110 §15.6.2 and §15.6.6: the server does not support the method or the version, and says so as a property
     # of its own rather than of its present state; asking again ends the same way.
     501: (PermanentFailure, Reason.ENDPOINT_REJECTED),
+    # a gateway answers, after it has passed the request on (RFC 9110 §15.6.3 and §15.6.5)
+    502: (UnknownOutcome, Reason.OUTCOME_UNKNOWN),
+    504: (UnknownOutcome, Reason.OUTCOME_UNKNOWN),
     505: (PermanentFailure, Reason.ENDPOINT_REJECTED),
 }
 """Statuses that mean something else than their class."""
@@ -233,10 +236,10 @@ BY_CLASS: Final[Mapping[int, tuple[type[DeliveryFailure], Reason]]] = {
 
 
 def http_failure(status: int, retry_after: str | None, now: datetime) -> DeliveryFailure:
-    """What a status that is no 2xx means. `retry_after`: the header as it came, which only a transient failure has."""
+    """What a status that is no 2xx means. `retry_after`: the header as it came; what fails for good has none."""
     unknown = (TransientFailure, Reason.PROVIDER_UNAVAILABLE)
     kind, reason = BY_STATUS.get(status) or BY_CLASS.get(status // 100, unknown)
-    wait = parse_retry_after(retry_after, now) if kind is TransientFailure else None
+    wait = None if kind is PermanentFailure else parse_retry_after(retry_after, now)
     return kind(reason, f"HTTP {status}", retry_after=wait)
 
 
@@ -259,13 +262,17 @@ def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def connection_failure(error: BaseException, doing: str, *, provider_fault: bool = False) -> TransientFailure:
+def connection_failure(
+    error: BaseException, doing: str, *, provider_fault: bool = False, host: str | None = None
+) -> TransientFailure:
     """What an error while connecting or talking means, as long as nothing of the message can have arrived.
 
-    `doing` goes into the detail, the error's own words do not: they hold addresses.
+    `doing` goes into the detail, the error's own words do not: they hold addresses. `host`: the provider's, as the
+    settings have it, named where there is no such host; never a recipient's.
     """
     reason = connection_reason(error)
-    detail = f"{_WORDS[reason]} while {doing}{_tls_words(error)}"
+    words = f"the host {host} was not found" if host and reason is Reason.NAME_RESOLUTION else _WORDS[reason]
+    detail = f"{words} while {doing}{_tls_words(error)}"
     return TransientFailure(reason, detail, provider_fault=provider_fault)
 
 

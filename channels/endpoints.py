@@ -39,6 +39,7 @@ class EndpointHealth:
         self._now = now
         self._answered: set[str] = set()
         self._failing: dict[str, Failing] = {}
+        self._condemned: dict[str, str] = {}
         self._telling: asyncio.Task[None] | None = None
 
     def succeeded(self, url: str) -> None:
@@ -46,6 +47,7 @@ class EndpointHealth:
         key = _key(url)
         self._answered.add(key)
         self._failing.pop(key, None)
+        self._condemned.pop(key, None)
         if self._telling is None or self._telling.done():
             self._telling = asyncio.create_task(self._tell_later())
 
@@ -53,22 +55,44 @@ class EndpointHealth:
         """Note a failure; what it means, now that this is known: itself, or that the endpoint is given up.
 
         An unknown outcome counts as a failure but stays what it is: it may have arrived, so that giving up waits for
-        the next that certainly has not.
+        the next that certainly has not, or is not sent (`refused`).
         """
-        now, key = self._now(), _key(url)
+        key, maybe_sent = _key(url), isinstance(failure, UnknownOutcome)
+        known = await self._hopeless(key, ended=not maybe_sent)
+        if known is None:
+            return failure
+        if maybe_sent:
+            self._condemned[key] = failure.detail
+            return failure
+        return _given_up(known, failure.detail)
+
+    async def refused(self, url: str) -> DeliveryFailure | None:
+        """Why nothing is sent to it: it is given up over what may have arrived before; None: send.
+
+        So one that never answers, or is behind a gateway, is given up as well. The store is asked once more: another
+        process may have had an answer meanwhile.
+        """
+        if not self._condemned or (detail := self._condemned.pop(key := _key(url), None)) is None:
+            return None
+        known = await self._hopeless(key, ended=True)
+        return _given_up(known, detail) if known is not None else None
+
+    async def _hopeless(self, key: str, *, ended: bool) -> Failing | None:
+        """Since when it has failed, if for too long; None: it has not, or the store cannot tell.
+
+        `ended`: it is given up, and its days begin anew.
+        """
+        now = self._now()
         try:
             async with asyncio.timeout(STORE_SECONDS):
                 known = await self._known(key, now)
-                if isinstance(failure, UnknownOutcome) or not self._hopeless(known, now):
-                    return failure
-                await self._forget(key)
-        except Exception:  # noqa: BLE001 - whatever is wrong with the store, the failure stays what it is
-            return failure
-        detail = f"{failure.detail}; it has only failed since {known.since:%Y-%m-%d %H:%M} UTC: disabled"
-        return PermanentFailure(Reason.ENDPOINT_GONE, detail, suppress=True)
-
-    def _hopeless(self, known: Failing, now: datetime) -> bool:
-        return now - known.since >= self._disable_after and now - known.last <= SILENCE
+                if now - known.since < self._disable_after or now - known.last > SILENCE:
+                    return None
+                if ended:
+                    await self._forget(key)
+        except Exception:  # noqa: BLE001 - whatever is wrong with the store, nothing is given up for it
+            return None
+        return known
 
     async def close(self) -> None:
         """Tell what is not told yet, but do not wait for a database that is away."""
@@ -98,11 +122,13 @@ class EndpointHealth:
     def _remember(self, key: str, known: Failing) -> None:
         if len(self._failing) >= KEPT:
             self._failing.clear()
+            self._condemned.clear()
         self._failing[key] = known
 
     async def _forget(self, key: str) -> None:
         """It starts anew, should an operator take it off the suppression list."""
         self._failing.pop(key, None)
+        self._condemned.pop(key, None)
         await self._store.answered([key])
 
     async def _tell_later(self) -> None:
@@ -118,6 +144,11 @@ class EndpointHealth:
         except BaseException:
             self._answered |= keys
             raise
+
+
+def _given_up(known: Failing, detail: str) -> PermanentFailure:
+    told = f"{detail}; it has only failed since {known.since:%Y-%m-%d %H:%M} UTC: disabled"
+    return PermanentFailure(Reason.ENDPOINT_GONE, told, suppress=True)
 
 
 def _key(url: str) -> str:

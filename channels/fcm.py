@@ -21,7 +21,7 @@ from channels.limits import check_length
 from channels.push import MAX_TTL, Push, TimeToLive, push_of, seconds, takes_target
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
-from domain.failures import DeliveryFailure, TransientFailure, UnknownOutcome
+from domain.failures import UNSENT, DeliveryFailure, TransientFailure, UnknownOutcome
 from domain.message import Accepted, Message
 from domain.vocabulary import Reason
 
@@ -177,11 +177,12 @@ class AccessTokens:
         Raises:
             TransientFailure: there is none to be had; nothing of a message was sent.
         """
-        async with self._lock:
-            token = self._token
-            if token is None or token.value == refused or token.until - EARLY <= self._now():
-                token = self._token = await self._fetched()
-            return token.value
+        with UNSENT:
+            async with self._lock:
+                token = self._token
+                if token is None or token.value == refused or token.until - EARLY <= self._now():
+                    token = self._token = await self._fetched()
+                return token.value
 
     async def _fetched(self) -> _AccessToken:
         asked = self._now()

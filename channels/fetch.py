@@ -15,7 +15,7 @@ from pydantic import AfterValidator
 from channels.classify import connection_failure
 from channels.guard import address_refused, guarded_session
 from domain.event import Attachment
-from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, place_of
+from domain.failures import UNBLAMED, DeliveryFailure, PermanentFailure, TransientFailure, place_of
 from domain.message import Message
 from domain.ports import Files
 from domain.vocabulary import Reason
@@ -84,8 +84,9 @@ class AttachmentFetcher:
         if not message.attachments:
             return []
         try:
-            async with asyncio.timeout(within.total_seconds()):
-                return await self.fetch(message.attachments, message.event_key)
+            with UNBLAMED:
+                async with asyncio.timeout(within.total_seconds()):
+                    return await self.fetch(message.attachments, message.event_key)
         except TimeoutError:
             raise TransientFailure(Reason.ATTACHMENT_UNAVAILABLE, "the attachments were not read in time") from None
         except DeliveryFailure:

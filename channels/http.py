@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, Any, Final, Generic, Self, TypeVar
+from types import SimpleNamespace, TracebackType
+from typing import Annotated, Any, ClassVar, Final, Generic, Self, TypeVar
 
 import aiohttp
 import orjson
@@ -18,7 +18,7 @@ from channels.classify import connection_failure, parse_retry_after
 from channels.guard import address_refused, guarded_session
 from channels.surroundings import NOWHERE, Surroundings
 from domain.duration import Duration
-from domain.failures import DeliveryFailure, PermanentFailure, UnknownOutcome
+from domain.failures import UNBLAMED, UNSENT, DeliveryFailure, PermanentFailure, UnknownOutcome, Unsent
 from domain.vocabulary import Reason
 
 USER_AGENT: Final = "NotiPy/0.1"
@@ -106,13 +106,31 @@ class Answer:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a request has come."""
+    """How far a request has come; `with` it around the request, whoever cuts that off knows whether anything was sent.
 
+    Attributes:
+        unsent: what cuts it off before anything was sent is told; whether that is the provider's fault.
+        sent: whether the request may have left; its first byte follows.
+    """
+
+    unsent: Unsent = UNSENT
     sent: bool = False
+
+    def __enter__(self) -> None:
+        """Nothing is known yet."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Mark a cancellation, unless the request may have left."""
+        if not self.sent:
+            self.unsent.__exit__(kind, error, trace)
 
 
 class Api:
     """The connections to one provider. Opens nothing before the first request."""
+
+    _unsent: ClassVar[Unsent] = UNSENT
 
     def __init__(self, options: ConnectionOptions, headers: Mapping[str, str] | None = None) -> None:
         self._options = options
@@ -131,6 +149,9 @@ class Api:
     ) -> Answer:
         """Ask once; redirects are not followed. Any status is an answer: the adapter says what it means.
 
+        Cut off before the first byte of the request was written (a name, a connection, TLS is waited for), it says that
+        nothing was sent (`domain.failures.was_unsent`).
+
         Args:
             method: of HTTP.
             url: the whole address.
@@ -143,14 +164,15 @@ class Api:
             TransientFailure: nothing was sent.
             UnknownOutcome: the request was on its way, and no answer came.
         """
-        progress = Progress()
+        progress = Progress(self._unsent)
         body = {"data": orjson.dumps(json)} if json is not None else {"data": data}
         sent = dict(headers or {}) | ({"Content-Type": "application/json"} if json is not None else {})
         try:
-            async with self._open().request(
-                method, url, headers=sent, params=params, allow_redirects=False, trace_request_ctx=progress, **body
-            ) as response:
-                return Answer(response.status, response.headers, await _body(response))
+            with progress:
+                async with self._open().request(
+                    method, url, headers=sent, params=params, allow_redirects=False, trace_request_ctx=progress, **body
+                ) as response:
+                    return Answer(response.status, response.headers, await _body(response))
         except DeliveryFailure:
             raise
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -163,8 +185,8 @@ class Api:
             self._session = None
 
     def _failure(self, error: Exception, *, sent: bool) -> DeliveryFailure:
-        """What an error on the way means."""
-        return _failure(error, sent=sent)
+        """What an error on the way means. The host is the provider's, so it may be named."""
+        return _failure(error, sent=sent, host=getattr(error, "host", None))
 
     def _open(self) -> aiohttp.ClientSession:
         """The session, made where there is a running loop."""
@@ -216,6 +238,8 @@ class ApiProvider(Generic[Options]):
 class GuardedApi(Api):
     """Requests to URLs that recipients brought: to public addresses only, and no failure is the provider's fault."""
 
+    _unsent: ClassVar[Unsent] = UNBLAMED
+
     def __init__(
         self, options: ConnectionOptions, headers: Mapping[str, str] | None = None, *, allow_private: bool
     ) -> None:
@@ -237,7 +261,7 @@ class GuardedApi(Api):
     def _failure(self, error: Exception, *, sent: bool) -> DeliveryFailure:
         if address_refused(error):
             return PermanentFailure(Reason.ADDRESS_REFUSED, "the URL is unusable or leads into a private network")
-        failure = super()._failure(error, sent=sent)
+        failure = _failure(error, sent=sent)
         failure.provider_fault = False
         return failure
 
@@ -267,8 +291,8 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     return bytes(content[:MAX_ANSWER])
 
 
-def _failure(error: Exception, *, sent: bool) -> DeliveryFailure:
+def _failure(error: Exception, *, sent: bool, host: str | None = None) -> DeliveryFailure:
     if not sent:
-        return connection_failure(error, "connecting to the provider", provider_fault=True)
+        return connection_failure(error, "connecting to the provider", provider_fault=True, host=host)
     failure = connection_failure(error, "waiting for the provider's answer")
     return UnknownOutcome(failure.reason, failure.detail, provider_fault=True)

@@ -19,7 +19,7 @@ from channels.mail_api import MailApiOptions, answered
 from channels.mail_settings import MEBIBYTE
 from channels.surroundings import NOWHERE, Surroundings
 from channels.taxonomy import Meaning, Rule, Table, codes_of
-from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
+from domain.failures import UNSENT, DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
 from domain.message import Accepted, Message
 from domain.vocabulary import Reason
 
@@ -202,7 +202,9 @@ class SesProvider:
             ClientError: SES refuses it.
             DeliveryFailure: what an error on the way means.
         """
-        errors, client = self._library.errors, await self._opened()
+        errors = self._library.errors
+        with UNSENT:
+            client = await self._opened()
         try:
             async with asyncio.timeout(self._options.timeout.total_seconds()):
                 return await call(client)
@@ -319,6 +321,6 @@ def _on_the_way(error: Any) -> DeliveryFailure:
     """
     cause = error.kwargs.get("error", error)
     if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return connection_failure(cause, "connecting to SES", provider_fault=True)
+        return connection_failure(cause, "connecting to SES", provider_fault=True, host=getattr(cause, "host", None))
     failure = connection_failure(cause, "waiting for the answer of SES")
     return UnknownOutcome(failure.reason, failure.detail, provider_fault=True)

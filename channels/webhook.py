@@ -23,7 +23,7 @@ from channels.limits import check_length
 from channels.mailbox import CONTROL
 from channels.surroundings import NOWHERE, Surroundings
 from domain.duration import Duration
-from domain.failures import DeliveryFailure, PermanentFailure, UnknownOutcome
+from domain.failures import UNBLAMED, DeliveryFailure, PermanentFailure, UnknownOutcome
 from domain.message import Accepted, Message
 from domain.notification import HEADERS, webhook_header
 from domain.vocabulary import Reason
@@ -128,6 +128,8 @@ class WebhookProvider:
         body = message.content.get("payload", "")
         check_length(len(body.encode()), self._options.max_body_bytes, "bytes")
         url = str(message.recipient.get("webhook", ""))
+        if self._health is not None and (gone := await self._health.refused(url)) is not None:
+            raise gone
         answer = await self._outcome(url, body, self._headers(message, body))
         if isinstance(answer, DeliveryFailure):
             raise await self._judged(url, answer)
@@ -150,12 +152,13 @@ class WebhookProvider:
 
     async def _outcome(self, url: str, body: str, headers: Mapping[str, str]) -> str | DeliveryFailure:
         """Post; the answer in a line, or what it or the error on the way means."""
-        progress = Progress()
+        progress = Progress(UNBLAMED)  # an endpoint that does not answer says nothing of the others
         try:
-            async with self._open().post(
-                url, data=body.encode(), headers=headers, allow_redirects=False, trace_request_ctx=progress
-            ) as response:
-                await _drain(response)
+            with progress:
+                async with self._open().post(
+                    url, data=body.encode(), headers=headers, allow_redirects=False, trace_request_ctx=progress
+                ) as response:
+                    await _drain(response)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return _failure(error, sent=progress.sent)
         if 200 <= response.status < 300:

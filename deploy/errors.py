@@ -13,5 +13,9 @@ class StartFailed(EmbeddedError):
     """A server ended, or did not answer in time, while starting; the message ends with the tail of its log."""
 
 
+class PortTaken(StartFailed):
+    """A server ended because another process listens on one of its ports: with other ports it may start."""
+
+
 class DirectoryInUse(EmbeddedError):
     """Another run holds the kept data of this directory."""

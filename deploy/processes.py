@@ -3,6 +3,7 @@
 import ctypes
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.errors import StartFailed
+from deploy.errors import PortTaken, StartFailed
 from deploy.signals import signals_deferred
 
 LOOPBACK = "127.0.0.1"
@@ -23,6 +24,10 @@ _PORTS = range(20_000, 32_000)  # below the ephemeral range of Linux: no outgoin
 _POLL_SECONDS = 0.02
 _KILL_SECONDS = 5.0
 _LOG_TAIL_LINES = 15
+# As mongod, RabbitMQ's listeners, its Erlang distribution and epmd (with -d) say it.
+_IN_USE = re.compile(
+    rb"address already in use|eaddrinuse|could not bind to distribution port|already a epmd running", re.IGNORECASE
+)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -36,11 +41,16 @@ class LiveProcess(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ServerProcess:
-    """A server at the head of its own session, writing to its own log."""
+    """A server at the head of its own session, writing to its own log.
+
+    Attributes:
+        log_begins: bytes that the log had before this process; others of its name have written them.
+    """
 
     name: str
     popen: subprocess.Popen[bytes]
     log: Path
+    log_begins: int = 0
 
     @property
     def pid(self) -> int:
@@ -57,18 +67,29 @@ class ServerProcess:
             self.popen.send_signal(number)
 
     def wait_until(self, ready: Callable[[], bool], *, timeout: float) -> None:
-        """Return as soon as `ready` holds; raise StartFailed when the process ends or `timeout` seconds pass first."""
+        """Return as soon as `ready` holds; raise StartFailed when the process ends or `timeout` seconds pass first.
+
+        It is a PortTaken where the process ended for that.
+        """
         deadline = time.monotonic() + timeout
         while not ready():
-            if not self.runs():
-                raise StartFailed(f"{self.name} ended with status {self.popen.returncode}.{self._log_tail()}")
+            self.check_runs()
             if time.monotonic() > deadline:
                 raise StartFailed(f"{self.name} did not answer within {timeout:.0f} s.{self._log_tail()}")
             time.sleep(_POLL_SECONDS)
 
+    def check_runs(self) -> None:
+        """Raise StartFailed, or PortTaken, if it has ended."""
+        if not self.runs():
+            failure = PortTaken if _IN_USE.search(self._written()) else StartFailed
+            raise failure(f"{self.name} ended with status {self.popen.returncode}.{self._log_tail()}")
+
     def _log_tail(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        lines = self._written().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
         return "\n".join([f" Its log, {self.log}, ends:", *lines]) if lines else f" Its log, {self.log}, is empty."
+
+    def _written(self) -> bytes:
+        return self.log.read_bytes()[self.log_begins :]
 
 
 class Processes:
@@ -84,6 +105,7 @@ class Processes:
         it from a thread that lives as long as the server is needed. Elsewhere only `stop` ends it.
         """
         with signals_deferred(), log.open("ab") as output:
+            log_begins = output.tell()
             popen = subprocess.Popen(  # noqa: S603 - our own command lines
                 [str(part) for part in command],
                 stdin=subprocess.DEVNULL,
@@ -93,7 +115,7 @@ class Processes:
                 start_new_session=True,
                 preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - one prctl, bound before the fork
             )
-            process = ServerProcess(name, popen, log)
+            process = ServerProcess(name, popen, log, log_begins)
             self._started.append(process)
         return process
 
@@ -148,15 +170,35 @@ def alive(processes: set[LiveProcess]) -> set[LiveProcess]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct ports of the loopback interface that nobody listens on just now."""
+    """Distinct ports of the loopback interface that nobody has just now.
+
+    On Linux they stay this process's own until it ends, for the servers that it starts: nobody else is given one of
+    them here, and a server can be started on the same one again.
+    """
     ports: list[int] = []
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((LOOPBACK, port))
+        if _held(port):
             ports.append(port)
         if len(ports) == count:
             return ports
     raise StartFailed(f"Fewer than {count} ports between {_PORTS.start} and {_PORTS.stop} are free.")
+
+
+def _held(port: int) -> bool:
+    """Whether it was free; on Linux a socket that does not listen is left bound to it.
+
+    A server listens beside that one if it says SO_REUSEADDR, as servers do (socket(7)); a bind without that, as the one
+    here, fails. Other systems let nobody bind beside it.
+    """
+    with socket.socket() as holder:
+        try:
+            holder.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        if sys.platform == "linux":
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.detach()
+    return True
 
 
 def _die_with_parent(parent: int) -> Callable[[], None] | None:

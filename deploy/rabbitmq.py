@@ -104,9 +104,13 @@ class RabbitNode:
         ).stdout
 
     def await_ready(self) -> None:
-        """Return when clients and the management interface are served; raises StartFailed."""
-        self.server.wait_until(lambda: _speaks_amqp(self.ports.amqp), timeout=_ANSWER_SECONDS)
+        """Return when clients and the management interface are served; raises StartFailed, PortTaken among them."""
+        self.server.wait_until(self._serves_clients, timeout=_ANSWER_SECONDS)
         self.server.wait_until(RabbitAdmin(self.management_url).answers, timeout=_ANSWER_SECONDS)
+
+    def _serves_clients(self) -> bool:
+        self.epmd.check_runs()  # something else may answer on its port, of which the node does not get up
+        return _speaks_amqp(self.ports.amqp)
 
 
 def start_rabbitmq(
@@ -147,7 +151,7 @@ def _start_epmd(processes: Processes, space: Workspace, ports: Ports, env: Mappi
     """In the foreground, and answering before the node looks for it."""
     epmd = processes.start(
         "epmd",
-        [_find_epmd(), "-address", LOOPBACK, "-port", str(ports.epmd)],
+        [_find_epmd(), "-d", "-address", LOOPBACK, "-port", str(ports.epmd)],  # -d: it says why it ends
         env=env,
         log=space.log / "epmd.log",
     )

@@ -83,6 +83,7 @@ class Circuit:
     detail: str = ""
     _faults: int = 0
     _wait: timedelta = FIRST_WAIT
+    _pause: timedelta = timedelta(0)
     _trial: "asyncio.Future[None] | None" = None
 
     @property
@@ -93,7 +94,7 @@ class Circuit:
     @property
     def told(self) -> Reason | None:
         """The reason for which it is told to be paused."""
-        trying = self.mode is Mode.TRIAL and self.until is not None and self.now() < self.until
+        trying = self.mode is Mode.TRIAL and self._pausing
         return self.reason if self.mode is Mode.OPEN or trying else None
 
     @property
@@ -134,12 +135,21 @@ class Circuit:
 
     def due(self) -> bool:
         """Whether the provider should be asked now."""
-        return self.mode is Mode.OPEN and self.until is not None and self.until <= self.now()
+        return self.mode is Mode.OPEN and not self._pausing
+
+    @property
+    def _pausing(self) -> bool:
+        """Whether `until` is still to come. One further off than it ever was is over: the clock was set back."""
+        return self.until is not None and timedelta(0) < self.until - self.now() <= self._pause
+
+    def _pause_for(self, pause: timedelta) -> None:
+        self.until, self._pause = self.now() + pause, pause
 
     def asked(self, failure: DeliveryFailure | None) -> None:
         """The provider was asked: without failure one delivery may try."""
         if failure is None:
-            self.mode, self.until = Mode.TRIAL, self.now() + TRIAL_TOLD_FOR
+            self.mode = Mode.TRIAL
+            self._pause_for(TRIAL_TOLD_FOR)
         else:
             self._open(failure)
 
@@ -149,11 +159,10 @@ class Circuit:
         return self._faults >= THRESHOLD or failure.reason in _AT_ONCE or failure.retry_after is not None
 
     def _open(self, failure: DeliveryFailure) -> None:
-        now = self.now()
-        self.since = self.since or now
+        self.since = self.since or self.now()
         asked_for = min(failure.retry_after or timedelta(0), LONGEST_ASKED_FOR)
         self.mode, self.reason, self.detail = Mode.OPEN, failure.reason, failure.detail
-        self.until = now + max(self._wait, asked_for) * (1 + JITTER * self.rng.random())
+        self._pause_for(max(self._wait, asked_for) * (1 + JITTER * self.rng.random()))
         self._wait = min(self._wait * 2, LONGEST_WAIT)
 
     def _close(self) -> None:

@@ -54,8 +54,12 @@ class UnknownOutcome(DeliveryFailure):
 class Unsent:
     """`with UNSENT:` in an adapter: if the lease ends inside, nothing was sent, and the provider is at fault.
 
-    Where an adapter says nothing of the kind, what is cut off at the end of its lease may have been sent.
+    `with UNBLAMED:` says that nothing was sent either, and that somebody else is: whose failure says nothing of the
+    provider. Where an adapter says nothing of the kind, what is cut off at the end of its lease may have been sent.
     """
+
+    def __init__(self, *, provider_fault: bool) -> None:
+        self._provider_fault = provider_fault
 
     def __enter__(self) -> None:
         """Nothing is known yet."""
@@ -65,16 +69,22 @@ class Unsent:
     ) -> None:
         """Mark a cancellation; it goes on as one."""
         if isinstance(error, asyncio.CancelledError):
-            setattr(error, _UNSENT, True)
+            setattr(error, _BLAMED, self._provider_fault)
 
 
-UNSENT = Unsent()
-_UNSENT = "notipy_unsent"
+UNSENT = Unsent(provider_fault=True)
+UNBLAMED = Unsent(provider_fault=False)
+_BLAMED = "notipy_unsent_by_fault_of_provider"
 
 
 def was_unsent(cut_off: TimeoutError) -> bool:
     """Whether what `asyncio.timeout` has cut off is certain to have sent nothing."""
-    return getattr(cut_off.__cause__, _UNSENT, False)
+    return hasattr(cut_off.__cause__, _BLAMED)
+
+
+def unsent_by_provider(cut_off: TimeoutError) -> bool:
+    """Whether it has sent nothing, and the provider is at fault."""
+    return getattr(cut_off.__cause__, _BLAMED, False)
 
 
 def place_of(error: BaseException) -> str:

@@ -51,6 +51,16 @@ class Suppression:
         """Whether it has not expired."""
         return self.expires_at is None or self.expires_at > now
 
+    def outlasts(self, new: "Suppression") -> bool:
+        """Whether it stays where `new` is added while it is in force: all that `new` would stop, it does, and as long.
+
+        A refusal takes nobody's place, and what is none takes a refusal's: it may be withdrawn. One that is not kept,
+        because an entry that will expire is in force, is met again with the next send after that.
+        """
+        if new.delivery is not None or self.delivery is not None:
+            return new.delivery is not None
+        return self.expires_at is None or (new.expires_at is not None and self.expires_at >= new.expires_at)
+
     def stops(self, delivery: Delivery) -> bool:
         """Whether it holds this delivery back.
 
@@ -68,10 +78,10 @@ class Suppressions(Protocol):
         ...
 
     async def add(self, suppression: Suppression) -> None:
-        """Suppress it durably, and at once for this process; one that is in force already stays as it is.
+        """Suppress it durably, and at once for this process; one that is in force and outlasts it stays as it is.
 
-        Unless that one names a delivery and the new one does not: the new one then takes its place, so that it is not
-        withdrawn with it.
+        The new one takes the place of any other: of one that expires sooner, so that it is not lost then, and of one
+        that names a delivery if it names none itself, so that it is not withdrawn with it.
         """
         ...
 

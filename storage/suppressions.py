@@ -1,7 +1,9 @@
 """The suppression list: the truth in MongoDB, and in memory which addresses have to be looked up there at all."""
 
 import asyncio
+import math
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,8 +22,9 @@ REFRESH = timedelta(seconds=2)
 """Between two looks for what is new: a suppression by another process takes effect within this, and a moment."""
 IN_MEMORY = 100_000
 """Entries of which the fingerprints are held, some 7 MB; of a longer list every address is looked up, in groups."""
-OVERLAP = timedelta(seconds=30)
-"""What is read again at each look: writes become visible in another order than that of their times."""
+OVERLAP = timedelta(minutes=1)
+"""What is read again at each look: writes become visible in another order than that of their times, and the clocks of
+two primaries that took turns between two looks may differ by so much."""
 ANEW = timedelta(minutes=15)
 """How often all of it is read anew: what was removed leaves no trace, and costs a query a message until then."""
 PAGE = 1000
@@ -56,7 +59,8 @@ class MongoSuppressions:
         self._limit = limit
         self._known: set[int] | None = None
         self._meanwhile: set[int] = set()
-        self._seen_until = self._read_at = datetime.min.replace(tzinfo=UTC)
+        self._seen_until = datetime.min.replace(tzinfo=UTC)
+        self._read_at = self._looked_at = -math.inf
         self._refreshing = asyncio.Lock()
         self.on_added: Callable[[Suppression], None] = lambda _: None
         self._questions: GroupCommit[str, Suppression | None] = GroupCommit(self._look_up)
@@ -78,12 +82,21 @@ class MongoSuppressions:
     async def refresh(self) -> None:
         """Take over what others have added; everything anew from time to time."""
         async with self._refreshing:
-            now = datetime.now(UTC)
-            if now - self._read_at >= ANEW:
+            now = time.monotonic()
+            if now - self._read_at >= ANEW.total_seconds():
                 await self._read_anew()
                 self._read_at = now
             elif self._known is not None:
-                self._remember(await self._fingerprints(self._seen_until - OVERLAP))
+                self._remember(await self._fingerprints(await self._last_look() - OVERLAP))
+            self._looked_at = now
+
+    async def _last_look(self) -> datetime:
+        """When that was, by the server's clock of then or of now, whichever is behind: the primary may be another one.
+
+        An entry from a clock that is ahead, or of the year 3000, so hides none that is written later.
+        """
+        now = await self._database.time()
+        return min(self._seen_until, now - timedelta(seconds=time.monotonic() - self._looked_at))
 
     async def _read_anew(self) -> None:
         """What was known holds until all is read: meanwhile, or should that fail, nobody passes for not suppressed."""
@@ -104,8 +117,7 @@ class MongoSuppressions:
         query = self._collection.find(wanted, {"_id": 1, "updated_at": 1}).hint("changed")
         documents = await self._database.run(lambda: query.clone().to_list(self._limit + 1))
         times = [at for document in documents if isinstance(at := document.get("updated_at"), datetime)]
-        # no later than now: one entry of the year 3000 would hide all that are written until then
-        self._seen_until = min(max([self._seen_until, *times]), max(self._seen_until, datetime.now(UTC)))
+        self._seen_until = max([self._seen_until, *times])
         return {_fingerprint(document["_id"]) for document in documents if _is_key(document["_id"])}
 
     def _wrote(self, keys: Iterable[str]) -> None:
@@ -131,13 +143,15 @@ class MongoSuppressions:
     # -- what providers and receipts say ----------------------------------------------------------------------------
 
     async def add(self, suppression: Suppression) -> None:
-        """An upsert that changes nothing of what is there, but for what can be withdrawn; grouped with others'."""
+        """An upsert that changes nothing of what outlasts it (`Suppression.outlasts`); grouped with others'."""
         await self._additions.submit(suppression)
 
     async def _add_all(self, additions: list[Suppression]) -> Sequence[None]:
         now = datetime.now(UTC)
-        ordered = sorted(additions, key=lambda entry: entry.delivery is not None)  # what nothing withdraws comes first
-        first = {entry.key: entry for entry in reversed(ordered)}
+        first: dict[str, Suppression] = {}
+        for entry in additions:
+            if (before := first.get(entry.key)) is None or not before.outlasts(entry):
+                first[entry.key] = entry
         expired = {"_id": {"$in": list(first)}, "expires_at": {"$lte": now}}
         await self._database.run(lambda: self._collection.delete_many(expired, hint="_id_"))
         await self._write([UpdateOne({"_id": key}, _new(entry), upsert=True) for key, entry in first.items()])
@@ -279,14 +293,19 @@ _STAMP: Mapping[str, Any] = {"$currentDate": {"updated_at": True}}
 
 
 def _new(entry: Suppression) -> Document | list[Document]:
-    """Of what is there nothing is changed; unless it names a delivery, with which it may be withdrawn."""
+    """It takes the place of what does not outlast it, in one update: `Suppression.outlasts`, as MongoDB has it."""
     if entry.delivery is not None:
         return {"$setOnInsert": _document(entry), **_STAMP}
-    lasts = {
-        "$and": [{"$gt": ["$since", None]}, {"$lte": ["$delivery", None]}]
-    }  # a field that is missing is below null
+    # a field that is missing is below null
+    lasts = [{"$gt": ["$since", None]}, {"$lte": ["$delivery", None]}, _no_sooner(entry.expires_at)]
     new = {"$literal": {"_id": entry.key, **_document(entry)}}
-    return [{"$replaceWith": {"$cond": [lasts, "$$ROOT", new]}}, {"$set": {"updated_at": "$$NOW"}}]
+    return [{"$replaceWith": {"$cond": [{"$and": lasts}, "$$ROOT", new]}}, {"$set": {"updated_at": "$$NOW"}}]
+
+
+def _no_sooner(expires_at: datetime | None) -> Document:
+    """Whether what is stored expires no sooner than then; None: it must not expire at all."""
+    never: Document = {"$lte": ["$expires_at", None]}
+    return never if expires_at is None else {"$or": [never, {"$gte": ["$expires_at", expires_at]}]}
 
 
 def _replacing(entry: Suppression) -> Document:

@@ -133,7 +133,7 @@ async def http2_peer(
 ) -> AsyncIterator[HttpPeer]:
     """A real server of HTTP/2 over TLS, chosen by ALPN, or what there is in place of one."""
     match answer:
-        case Fault.ABSENT:
+        case Fault.ABSENT | Fault.SILENT_BEFORE:
             served: AbstractAsyncContextManager[HttpPeer] = http_peer(subject, answer)
         case Fault.LOST:
             served = _serving(subject, Http2Peer(breaks="close"))

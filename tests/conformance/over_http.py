@@ -88,6 +88,8 @@ async def http_peer(
     match answer:
         case Fault.ABSENT:
             served = _absent()
+        case Fault.SILENT_BEFORE:
+            served = _unaccepting()
         case Fault.LOST | BreaksOff():
             served = _breaking(aside, answer)
         case Response():
@@ -112,7 +114,7 @@ class HttpSubject(Subject):
     """
 
     serve: Serve = http_peer
-    faults: tuple[Fault, ...] = (Fault.ABSENT, Fault.SILENT, Fault.LOST)
+    faults: tuple[Fault, ...] = (Fault.ABSENT, Fault.SILENT_BEFORE, Fault.SILENT, Fault.LOST)
     aside: Aside = _none
     body_tells: bool = False
 
@@ -128,6 +130,22 @@ async def absent_port() -> AsyncIterator[int]:
 @asynccontextmanager
 async def _absent() -> AsyncIterator[HttpPeer]:
     async with absent_port() as port:
+        yield HttpPeer(f"http://127.0.0.1:{port}")
+
+
+@asynccontextmanager
+async def unaccepting_port() -> AsyncIterator[int]:
+    """One whose queue of connections is full, and nobody takes one out: whoever connects now waits."""
+    with socket.socket() as listener, socket.socket() as first:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        first.connect(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@asynccontextmanager
+async def _unaccepting() -> AsyncIterator[HttpPeer]:
+    async with unaccepting_port() as port:
         yield HttpPeer(f"http://127.0.0.1:{port}")
 
 

@@ -103,6 +103,7 @@ class Subject:
         requested: asserts of what was handed over that it is as the other side's documentation asks, and says `TEXT`.
         secrets: of the settings: they must appear in no error, no log and no `repr`.
         reference: what `success` calls the message.
+        tells_unsent: whether whoever cuts it off before the message was on its way is told so.
         idempotency: reads the idempotency key out of what was handed over; None: the provider has none to send.
         connections: that three messages, one after the other, may open; 0: it opens none of its own.
         too_long: a message that the adapter must refuse by itself (`message_too_large`), if it has a limit.
@@ -122,6 +123,7 @@ class Subject:
     classes: frozenset[Meaning] = frozenset({Meaning.TRANSIENT, Meaning.CONFIGURATION, Meaning.MESSAGE})
     faults: tuple[Fault, ...] = ()
     reference: str | None = None
+    tells_unsent: bool = True
     idempotency: Callable[[Any], str | None] | None = None
     connections: int = 1
     too_long: Message | None = None

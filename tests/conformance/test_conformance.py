@@ -12,7 +12,14 @@ from channels.registry import KINDS as OWN
 from channels.registry import kinds
 from channels.taxonomy import CONSEQUENCES, Meaning
 from config.logging import QUIET
-from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
+from domain.failures import (
+    DeliveryFailure,
+    PermanentFailure,
+    TransientFailure,
+    UnknownOutcome,
+    unsent_by_provider,
+    was_unsent,
+)
 from domain.vocabulary import Reason
 from tests.conformance.conftest import Make
 from tests.conformance.promises import SUBJECTS, failure_of, pauses, those
@@ -109,6 +116,35 @@ async def test_a_fault_on_the_way_is_what_it_is(subject: Subject, fault: Fault, 
         failure = await failure_of(make(subject, peer, **patience), subject, peer)
     assert (type(failure), failure.reason) == (KINDS[meaning], reason)
     assert failure.provider_fault is subject.shared
+
+
+@those(lambda subject: Fault.SILENT_BEFORE in subject.faults and subject.tells_unsent)
+async def test_nothing_was_sent_where_it_is_cut_off_before(subject: Subject, make: Make, ground: Ground) -> None:
+    async with subject.peer(Fault.SILENT_BEFORE, ground) as peer:
+        with pytest.raises(TimeoutError) as caught:
+            async with asyncio.timeout(0.2):
+                await make(subject, peer).send(subject.message_over(peer.url))
+    assert was_unsent(caught.value)
+    assert unsent_by_provider(caught.value) is subject.shared
+
+
+@those(lambda subject: Fault.SILENT in subject.faults)
+async def test_something_may_have_been_sent_where_it_is_cut_off_later(
+    subject: Subject, make: Make, ground: Ground
+) -> None:
+    limit = asyncio.timeout(None)
+    async with subject.peer(Fault.SILENT, ground) as peer:
+
+        async def send() -> None:
+            async with limit:
+                await make(subject, peer).send(subject.message_over(peer.url))
+
+        sending = asyncio.create_task(send())
+        await eventually(peer.taken)
+        limit.reschedule(0)
+        with pytest.raises(TimeoutError) as caught:
+            await sending
+    assert not was_unsent(caught.value)
 
 
 @those(lambda subject: subject.connections)

@@ -30,9 +30,6 @@ class ScriptedSmtp:
     open: int = 0
     commands: list[str] = field(default_factory=list)
     mails: list[bytes] = field(default_factory=list)
-    _refused: bool = False
-    _recipients: int = 0
-    _silent: bool = False
 
     DEFAULTS: ClassVar[dict[str, str]] = {
         "GREETING": "220 ready",
@@ -45,49 +42,63 @@ class ScriptedSmtp:
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open += 1
-        self._silent = False
+        conversation = _Conversation(writer)
         try:
-            await self._say(writer, "GREETING")
+            await self._say(conversation, "GREETING")
             while line := await reader.readline():
                 verb = line.split()[0].decode().upper()
                 self.commands.append(line.decode().strip())
-                await self._say(writer, verb)
-                if verb == "DATA" and self._last.startswith("354"):
-                    await self._body(reader, writer)
+                await self._say(conversation, verb)
+                if verb == "DATA" and conversation.last.startswith("354"):
+                    await self._body(reader, conversation)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             self.open -= 1
             writer.close()
 
-    def _default(self, verb: str) -> str:
-        if verb == "DATA" and (self._refused or not self._recipients):
+    def _default(self, conversation: "_Conversation", verb: str) -> str:
+        if verb == "DATA" and (conversation.refused or not conversation.recipients):
             return "503 5.5.1 no valid recipients"
         default = self.DEFAULTS.get(verb, "250 2.0.0 OK")
         return default.replace("SMTPUTF8", "SMTPUTF8\r\n250-PIPELINING") if self.pipelining else default
 
-    async def _body(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _body(self, reader: asyncio.StreamReader, conversation: "_Conversation") -> None:
         if self.replies.get("BODY_READ") == [""]:
             await reader.readline()
             raise ConnectionResetError
         self.mails.append(await reader.readuntil(b"\r\n.\r\n"))
-        await self._say(writer, "BODY")
+        await self._say(conversation, "BODY")
 
-    async def _say(self, writer: asyncio.StreamWriter, verb: str) -> None:
-        answers = self.replies.get(verb, [self._default(verb)])
+    async def _say(self, conversation: "_Conversation", verb: str) -> None:
+        answers = self.replies.get(verb, [self._default(conversation, verb)])
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        self._last = answer or ""
-        taken = self._last.startswith("2")
+        await conversation.say(verb, answer)
+
+
+@dataclass
+class _Conversation:
+    """One connection's."""
+
+    writer: asyncio.StreamWriter
+    last: str = ""
+    refused: bool = False
+    recipients: int = 0
+    silent: bool = False
+
+    async def say(self, verb: str, answer: str | None) -> None:
+        self.last = answer or ""
+        taken = self.last.startswith("2")
         if verb in {"MAIL", "RSET"}:
-            self._recipients, self._refused = 0, not taken
+            self.recipients, self.refused = 0, not taken
         elif verb == "RCPT" and taken:
-            self._recipients += 1
+            self.recipients += 1
         if answer == "":
             raise ConnectionResetError
-        self._silent = self._silent or answer is None
-        if answer is not None and not self._silent:
-            writer.write(answer.encode() + b"\r\n")
-            await writer.drain()
+        self.silent = self.silent or answer is None
+        if answer is not None and not self.silent:
+            self.writer.write(answer.encode() + b"\r\n")
+            await self.writer.drain()
 
 
 @asynccontextmanager

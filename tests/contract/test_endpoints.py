@@ -91,6 +91,41 @@ async def test_what_may_have_arrived_stays_unknown_and_leaves_the_verdict_to_the
     assert (await health.failed(URL, DOWN)).suppress
 
 
+async def hanging_for_days(health: EndpointHealth, clock: Clock) -> None:
+    hangs = UnknownOutcome(Reason.OUTCOME_UNKNOWN, "HTTP 502")
+    for _ in range(6):
+        assert await health.refused(URL) is None
+        assert await health.failed(URL, hangs) is hangs
+        clock.advance(DAY)
+
+
+async def test_one_that_never_tells_whether_it_arrived_is_sent_no_more(health: EndpointHealth, clock: Clock) -> None:
+    await hanging_for_days(health, clock)
+    assert await health.refused(URL + "2") is None
+    verdict = await health.refused(URL)
+    assert type(verdict) is PermanentFailure
+    assert (verdict.reason, verdict.suppress) == (Reason.ENDPOINT_GONE, True)
+    assert verdict.detail == "HTTP 502; it has only failed since 2026-11-22 17:00 UTC: disabled"
+    assert await health.refused(URL) is None, "called again by an operator's wish, its days begin anew"
+    assert await health.failed(URL, DOWN) is DOWN
+
+
+async def test_what_is_not_sent_any_more_is_after_all_where_there_was_an_answer(store: Endpoints, clock: Clock) -> None:
+    here, there = EndpointHealth(store, 5 * DAY, clock), EndpointHealth(store, 5 * DAY, clock)
+    for answering in (here, there):
+        await hanging_for_days(here, clock)
+        answering.succeeded(URL)
+        await answering.close()
+        assert await here.refused(URL) is None
+    await here.close()
+
+
+async def test_after_a_silence_what_may_have_arrived_last_refuses_nothing(health: EndpointHealth, clock: Clock) -> None:
+    await hanging_for_days(health, clock)
+    clock.advance(DAY)
+    assert await health.refused(URL) is None
+
+
 async def test_one_answer_between_begins_them_anew(health: EndpointHealth, clock: Clock) -> None:
     await health.failed(URL, DOWN)
     clock.advance(4 * DAY)
@@ -191,6 +226,8 @@ async def test_a_store_that_is_away_changes_nothing(clock: Clock, monkeypatch: p
     health.succeeded(URL)
     store.how = how
     assert await health.failed(URL, DOWN) is DOWN
+    health._condemned[sha256(URL.encode()).hexdigest()] = "HTTP 502"
+    assert await health.refused(URL) is None
     clock.advance(5 * DAY)
     store.how = None
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import AsyncMock
@@ -62,6 +63,43 @@ async def test_what_is_in_force_stays_as_it_is(suppressions: Suppressions) -> No
     await suppressions.add(entry(since=NOW + HOUR))
     (found,) = (await suppressions.among([entry().key])).values()
     assert (found.reason, found.since) == (SuppressionReason.MANUAL, NOW)
+
+
+LATER: dict[str, dict[str, Any]] = {
+    "an entry that stays": {},
+    "one that expires later": {"expires_at": NOW + 3 * HOUR},
+}
+
+
+@pytest.mark.parametrize("more", LATER.values(), ids=LATER)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_lasts_longer_takes_the_place_of_what_will_expire(
+    suppressions: Suppressions, more: dict[str, Any], at_once: bool
+) -> None:
+    for_now = entry(reason=SuppressionReason.MANUAL, source="operator", expires_at=NOW + 2 * HOUR)
+    unsubscribed = entry(reason=SuppressionReason.UNSUBSCRIBED, **more)
+    if at_once:
+        await asyncio.gather(suppressions.add(for_now), suppressions.add(unsubscribed))
+    else:
+        await suppressions.add(for_now)
+        await suppressions.add(unsubscribed)
+    assert await suppressions.among([for_now.key]) == {for_now.key: unsubscribed}
+
+
+async def test_what_will_expire_takes_nobodys_place_that_lasts_as_long(suppressions: Suppressions) -> None:
+    for kept in (entry(), entry("ben", expires_at=NOW + 2 * HOUR)):
+        await suppressions.add(kept)
+        for sooner in (HOUR, 2 * HOUR):
+            await suppressions.add(replace(kept, source="later", expires_at=NOW + sooner))
+        assert await suppressions.among([kept.key]) == {kept.key: kept}
+
+
+async def test_a_refusal_under_what_will_expire_withdraws_nothing_of_it(suppressions: Suppressions) -> None:
+    for_now = entry(reason=SuppressionReason.MANUAL, source="operator", expires_at=NOW + 2 * HOUR)
+    await suppressions.add(for_now)
+    await suppressions.add(entry(delivery="d-1"))
+    assert not await suppressions.withdraw([for_now.key], "d-1")
+    assert await suppressions.among([for_now.key]) == {for_now.key: for_now}
 
 
 async def test_what_has_expired_is_suppressed_anew(suppressions: Suppressions) -> None:
@@ -157,6 +195,41 @@ async def test_of_processes_at_one_moment_what_lasts_wins(database: Database) ->
         added = [entry(f"{number}", delivery=None if place == 5 else f"d-{place}") for place in range(8)]
         await asyncio.gather(*(process.add(each) for process, each in zip(processes, added, strict=True)))
         assert await processes[0].among([added[0].key]) == {added[0].key: added[5]}
+
+
+async def test_of_processes_at_one_moment_what_lasts_longest_wins(database: Database) -> None:
+    processes = [MongoSuppressions(database) for _ in range(8)]
+    for number in range(20):
+        added = [entry(f"{number}", expires_at=None if place == 5 else NOW + (2 + place) * HOUR) for place in range(8)]
+        await asyncio.gather(*(process.add(each) for process, each in zip(processes, added, strict=True)))
+        assert await processes[0].among([added[0].key]) == {added[0].key: added[5]}
+
+
+@pytest.mark.parametrize("behind", [timedelta(seconds=40), 3 * HOUR])
+async def test_a_new_primary_whose_clock_is_behind_hides_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch, behind: timedelta
+) -> None:
+    found, other = MongoSuppressions(database), MongoSuppressions(database)
+    await found.add(entry("ben"))
+    await found.refresh()
+    found._looked_at -= 300  # for so long MongoDB was away, but for others not: they wrote soon after that
+    await other.add(entry())
+    written = datetime.now(UTC) - behind - timedelta(seconds=290)
+    await database.collection("suppressions").update_one({"_id": entry().key}, {"$set": {"updated_at": written}})
+    monkeypatch.setattr(database, "time", AsyncMock(return_value=datetime.now(UTC) - behind))
+    await found.refresh()
+    assert list(await found.among([entry().key])) == [entry().key]
+
+
+async def test_what_a_primary_has_stamped_a_little_too_early_is_seen(database: Database) -> None:
+    found, other = MongoSuppressions(database), MongoSuppressions(database)
+    await found.add(entry("ben"))
+    await found.refresh()
+    await other.add(entry())
+    early = {"$set": {"updated_at": datetime.now(UTC) - timedelta(seconds=40)}}
+    await database.collection("suppressions").update_one({"_id": entry().key}, early)
+    await found.refresh()
+    assert list(await found.among([entry().key])) == [entry().key]
 
 
 async def test_a_refusal_that_another_process_met_a_moment_ago_is_withdrawn(database: Database) -> None:

@@ -16,7 +16,7 @@ from channels.guard import refused
 from channels.rendering import TemplateRenderer
 from channels.surroundings import NOWHERE, Surroundings
 from channels.webhook import WebhookOptions, WebhookProvider
-from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure
+from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
 from domain.message import Message
 from domain.notification import check_content
 from domain.vocabulary import Channel, Reason
@@ -144,6 +144,19 @@ async def test_one_that_is_not_there_at_all_is_given_up_too(hooks: Hooks, unused
     await failure_of(provider, hook(f"http://127.0.0.1:{unused_tcp_port}"))
     clock.advance(timedelta(hours=1))
     assert (await failure_of(provider, hook(f"http://127.0.0.1:{unused_tcp_port}"))).suppress
+
+
+async def test_one_behind_a_gateway_that_reaches_nobody_is_given_up_without_another_request(hooks: Hooks) -> None:
+    clock, endpoint = Clock(), Endpoint()
+    provider = hooks(Surroundings(endpoints=MemoryEndpoints()), clock, disable_after="1h")
+    async with http_server(endpoint.answer) as url:
+        endpoint.status = 502
+        for _ in range(2):
+            assert type(await failure_of(provider, hook(url))) is UnknownOutcome
+            clock.advance(timedelta(hours=1))
+        last = await failure_of(provider, hook(url))
+    assert (type(last), last.reason, last.suppress) == (PermanentFailure, Reason.ENDPOINT_GONE, True)
+    assert len(endpoint.headers) == 2
 
 
 async def test_one_that_has_answered_between_is_not(hooks: Hooks) -> None:

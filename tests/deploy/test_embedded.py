@@ -3,10 +3,11 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pika
@@ -14,10 +15,10 @@ import pytest
 from pika.exceptions import ConnectionClosedByBroker
 from pymongo import MongoClient
 
-from deploy import embedded, mongod
+from deploy import embedded, mongod, processes
 from deploy.embedded import Servers, embedded_servers
-from deploy.errors import CannotInstall, StartFailed
-from deploy.processes import LiveProcess, alive, descendants
+from deploy.errors import CannotInstall, PortTaken, StartFailed
+from deploy.processes import LiveProcess, alive, descendants, free_ports, stopped_at_exit
 from deploy.rabbit_admin import RabbitAdmin
 from tests.waiting import wait_until
 
@@ -101,6 +102,72 @@ def test_the_start_fails_half_way_and_leaves_nothing(tmp_path: Path, monkeypatch
     assert [entry.name for entry in tmp_path.iterdir()] == ["log"]
 
 
+@pytest.mark.parametrize(("server", "amqp"), [("mongod", False), ("epmd", True)], ids=["mongod", "epmd"])
+def test_a_port_that_is_taken_after_it_was_chosen_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str, amqp: bool
+) -> None:
+    position, told = {"mongod": -1, "epmd": 4}[server], list[str]()
+    with ExitStack() as thieves:
+        monkeypatch.setattr(embedded, "free_ports", taken_once(position, thieves))
+
+        with embedded_servers(tmp_path, amqp=amqp, log=told.append) as servers:
+            assert server in servers.pids
+            with MongoClient[dict[str, object]](servers.mongo_url) as client:
+                client.get_default_database().things.insert_one({})
+            if amqp:
+                connect(servers, "/").close()
+
+    assert sum("taken a port" in line for line in told) == 1
+    assert not using(tmp_path)
+
+
+def test_ports_that_are_always_taken_end_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening_on(0) as thief:
+        taken = thief.getsockname()[1]
+        monkeypatch.setattr(embedded, "free_ports", lambda count: [*free_ports(count - 1), taken])
+
+        with pytest.raises(PortTaken, match="mongod ended with status 48"), servers_of(tmp_path):
+            pytest.fail("it started")
+
+    assert not using(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "failure"),
+    [
+        ("Failed to start Ranch listener {acceptor,{127,0,0,1},23695} in ranch_tcp:listen(...): eaddrinuse", PortTaken),
+        ("ERROR: could not bind to distribution port 23390 on host localhost. It could be in use", PortTaken),
+        ("there is already a epmd running at port 29872 on ipaddr 127.0.0.1", PortTaken),
+        ("permission denied", StartFailed),
+    ],
+)
+def test_a_server_that_ends_for_its_port_is_told_from_others(
+    tmp_path: Path, said: str, failure: type[StartFailed]
+) -> None:
+    log = tmp_path / "server.log"
+    log.write_text("an earlier one: eaddrinuse\n")
+    with stopped_at_exit(timeout=1) as started:
+        server = started.start("server", ["/bin/sh", "-c", f"echo '{said}'; exit 1"], env={}, log=log)
+
+        with pytest.raises(StartFailed, match=re.escape(said)) as caught:
+            server.wait_until(lambda: False, timeout=10)
+
+    assert type(caught.value) is failure
+
+
+def test_a_chosen_port_is_left_to_the_server_that_it_was_chosen_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setattr(processes, "_PORTS", range(port, port + 1))
+
+    with pytest.raises(StartFailed, match="Fewer than 1 ports"):
+        free_ports(1)
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    for _start in range(2):
+        with listening_on(port), socket.create_connection(("127.0.0.1", port)):
+            pass
+
+
 def test_a_missing_mongod_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
 
@@ -167,6 +234,24 @@ def test_an_interrupt_during_the_start_leaves_nothing(tmp_path: Path, helper: st
         assert process.wait(timeout=10) == 0
         assert not alive(family)
         assert not using(tmp_path)
+
+
+def taken_once(position: int, thieves: ExitStack) -> Callable[[int], list[int]]:
+    """`free_ports`, but for one of the ports that are chosen first: somebody listens on it at once."""
+    choices: list[list[int]] = []
+
+    def choose(count: int) -> list[int]:
+        choices.append(free_ports(count))
+        if len(choices) == 1:
+            thieves.enter_context(listening_on(choices[0][position]))
+        return choices[-1]
+
+    return choose
+
+
+def listening_on(port: int) -> socket.socket:
+    """As servers do: with SO_REUSEADDR."""
+    return socket.create_server(("127.0.0.1", port))
 
 
 @contextmanager

@@ -95,6 +95,8 @@ async def test_a_mailbox_that_does_not_exist_is_suppressed_until_a_replay_reache
         assert failed.history[-1].address_suppressed
         (listed,) = records((await cli("suppressions", "list", "--json"))[1])
         assert (listed["reason"], listed["source"], listed["delivery"]) == ("rejected", "send:sink", failed.id)
+        table = (await cli("suppressions", "list"))[1].splitlines()
+        assert [line.split()[-1] for line in table] == ["DELIVERY", failed.id]
         (stopped,) = await stack.final(await stack.publish(order("reject-550-1@example.org")))
         assert stopped.reason is Reason.SUPPRESSED_ADDRESS
         assert (await cli("dead", "list", "--id", failed.id, "--reason", "timeout", "--json"))[1] == ""

@@ -116,6 +116,20 @@ def test_questions_come_less_and_less_often_but_never_stop(circuit: Circuit, clo
     assert waits[-1] >= LONGEST_WAIT
 
 
+@pytest.mark.parametrize("retry_after", [None, timedelta(minutes=10)])
+def test_a_clock_that_is_set_back_makes_no_pause_longer(
+    circuit: Circuit, clock: Clock, retry_after: timedelta | None
+) -> None:
+    circuit.ended(down(Reason.RATE_LIMITED, retry_after=retry_after))
+    assert not circuit.due()
+    clock.advance(timedelta(hours=-2))
+    assert circuit.due()
+    circuit.asked(down())
+    assert not circuit.due()
+    clock.advance(LONGEST_WAIT)
+    assert circuit.due()
+
+
 async def test_nothing_passes_while_it_is_open_and_one_tries_afterwards(circuit: Circuit) -> None:
     opened(circuit)
     assert await admission(circuit) is None
@@ -172,8 +186,9 @@ def test_a_circuit_that_waits_for_a_delivery_is_not_told_as_paused_for_ever(circ
     assert circuit.told is Reason.CONNECTION_REFUSED
     circuit.asked(None)
     assert circuit.told is Reason.CONNECTION_REFUSED
-    clock.advance(TRIAL_TOLD_FOR)
-    assert circuit.told is None
+    for step in (TRIAL_TOLD_FOR, timedelta(hours=-2)):  # the clock is set back
+        clock.advance(step)
+        assert circuit.told is None
 
 
 def test_an_answer_to_what_was_under_way_when_it_opened_does_not_close_it(circuit: Circuit) -> None:

@@ -4,6 +4,7 @@ import socket
 import ssl
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from random import Random
 from time import thread_time
 
 import pytest
@@ -25,7 +26,9 @@ from channels.classify import (
 from channels.taxonomy import Table, codes_of
 from domain.circuit import THRESHOLD, Circuit, Mode
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
-from domain.vocabulary import Reason
+from domain.outcome import Retry, Unknown
+from domain.retry import RetryPolicy
+from domain.vocabulary import Reason, Semantics
 
 NOW = datetime(2026, 11, 22, 17, 0, tzinfo=UTC)
 T, P = TransientFailure, PermanentFailure
@@ -158,8 +161,8 @@ def test_enhanced_codes_are_read_at_the_start_only() -> None:
         (408, T, Reason.TIMEOUT), (409, P, Reason.ENDPOINT_REJECTED), (410, P, Reason.ENDPOINT_GONE),
         (413, P, Reason.MESSAGE_TOO_LARGE), (422, P, Reason.ENDPOINT_REJECTED), (425, T, Reason.PROVIDER_UNAVAILABLE),
         (429, T, Reason.RATE_LIMITED), (451, P, Reason.ENDPOINT_REJECTED), (500, T, Reason.PROVIDER_UNAVAILABLE),
-        (501, P, Reason.ENDPOINT_REJECTED), (502, T, Reason.PROVIDER_UNAVAILABLE),
-        (503, T, Reason.PROVIDER_UNAVAILABLE), (504, T, Reason.PROVIDER_UNAVAILABLE),
+        (501, P, Reason.ENDPOINT_REJECTED), (502, UnknownOutcome, Reason.OUTCOME_UNKNOWN),
+        (503, T, Reason.PROVIDER_UNAVAILABLE), (504, UnknownOutcome, Reason.OUTCOME_UNKNOWN),
         (505, P, Reason.ENDPOINT_REJECTED), (599, T, Reason.PROVIDER_UNAVAILABLE),
         (999, T, Reason.PROVIDER_UNAVAILABLE),
     ],
@@ -167,7 +170,8 @@ def test_enhanced_codes_are_read_at_the_start_only() -> None:
 def test_http(status: int, kind: type[DeliveryFailure], reason: Reason) -> None:
     failure = http_failure(status, "30", NOW)
     assert (type(failure), failure.reason) == (kind, reason)
-    assert failure.retry_after == (timedelta(seconds=30) if kind is T else None)
+    assert failure.retry_after == (None if kind is P else timedelta(seconds=30))
+    assert not failure.provider_fault, "each recipient has an endpoint of its own"
 
 
 @given(st.integers(0, 10**12))
@@ -248,6 +252,16 @@ def test_an_address_or_a_secret_cut_in_half_is_not_shown() -> None:
     for place in range(MAX_READ - 20, MAX_READ + 2):
         assert "hunt" not in scrub(" " * place + "hunter2", hide=("hunter2",))
         assert "ana" not in scrub(" " * place + "ana@example.org")
+
+
+@pytest.mark.parametrize("status", [502, 504])
+def test_what_a_receivers_gateway_answers_is_marked_or_not_sent_again(status: int) -> None:
+    failure = http_failure(status, None, NOW)
+    again = RetryPolicy().next_attempt(1, failure, NOW, Random(1))
+    assert isinstance(again, Retry)
+    assert again.possible_duplicate
+    once = RetryPolicy(semantics=Semantics.AT_MOST_ONCE).next_attempt(1, failure, NOW, Random(1))
+    assert isinstance(once, Unknown)
 
 
 @pytest.mark.parametrize("status", [502, 504])

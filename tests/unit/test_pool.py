@@ -13,7 +13,15 @@ import pytest
 from domain.circuit import FORGIVEN_AT_MOST, THRESHOLD, Circuit, Mode
 from domain.deliver import SEND_SHARE, HeldBack, Late, NotClaimed, Settled
 from domain.dispatch import Dispatch
-from domain.failures import UNSENT, DeliveryFailure, PermanentFailure, TransientFailure, UnknownOutcome
+from domain.failures import (
+    UNBLAMED,
+    UNSENT,
+    DeliveryFailure,
+    PermanentFailure,
+    TransientFailure,
+    UnknownOutcome,
+    Unsent,
+)
 from domain.message import Accepted, Message
 from domain.outcome import FailedOver
 from domain.pool import Chosen, Member, Paused, Pool, Trying, Untaken
@@ -313,13 +321,13 @@ async def test_what_may_have_been_sent_is_repeated_by_the_policy_and_marked() ->
 
 @dataclass
 class Silent(ScriptedProvider):
-    """It says nothing, before anything is sent to it or when it has the message."""
+    """It says nothing, before anything is sent to it or (None) when it has the message."""
 
-    before: bool = True
+    before: Unsent | None = UNSENT
 
     async def send(self, message: Message) -> Accepted:
         if self.before:
-            with UNSENT:
+            with self.before:
                 await asyncio.Event().wait()
         await asyncio.Event().wait()
         return Accepted("never")
@@ -351,9 +359,27 @@ async def test_what_is_cut_off_before_anything_was_sent_is_the_seconds() -> None
     assert world.circuit.mode is Mode.OPEN, "they are faults of the provider"
 
 
+async def test_what_is_cut_off_before_anything_was_sent_and_is_nobodys_fault_is_tried_again() -> None:
+    world, (second,) = pooled("second", semantics=Semantics.AT_MOST_ONCE)
+    world.provider = Silent(before=UNBLAMED)
+    little_is_left_of_the_first_lease(world)
+    for number in range(THRESHOLD):
+        job = await first(world, message_id=f"m-{number}")
+        await world.deliver(job)
+        stored = world.deliveries.stored[job.delivery.id]
+        assert (stored.state, stored.reason, stored.forgiven) == (State.RETRYING, Reason.TIMEOUT, 0)
+    assert world.circuit.mode is Mode.CLOSED
+    world.provider = ScriptedProvider()
+    again, _ = world.queue.retried[-1]
+    await world.deliver(again)
+    stored = world.deliveries.stored[again.delivery.id]
+    assert (stored.state, stored.provider, stored.possible_duplicate) == (State.SENT, "scripted", False)
+    assert not second.sent
+
+
 async def test_what_is_cut_off_later_may_have_been_sent() -> None:
     world, (second,) = pooled("second", semantics=Semantics.AT_MOST_ONCE)
-    world.provider = Silent(before=False)
+    world.provider = Silent(before=None)
     little_is_left_of_the_first_lease(world)
     job = await first(world)
     await world.deliver(job)

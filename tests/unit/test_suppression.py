@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 
 from channels.push import target
 from consumers.metrics import Metrics
-from domain.deliver import Settled
+from domain.deliver import Late, Result, Settled
 from domain.delivery import Delivery
 from domain.dispatch import Dispatch
 from domain.failures import PermanentFailure, TransientFailure
+from domain.message import Accepted, Message
 from domain.operate import Refused
 from domain.suppression import Suppression, address_key, addresses_of, normalised
 from domain.vocabulary import Channel, Reason, State, SuppressionReason
 from tests.fakes import START, MemoryCatalog, MemorySuppressions
-from tests.unit.world import World, notification
+from tests.unit.world import LEASE, World, notification
 
 ANA = "ana@example.org"
 
@@ -268,6 +269,61 @@ async def test_a_refusal_that_was_not_recorded_before_its_process_ended_is_met_a
     await world.deliver(job)
     assert failed_in(world, job).reason is Reason.RECIPIENT_REJECTED
     assert len(world.suppressions.stored) == 1
+
+
+async def refused_late(world: World, job: Dispatch) -> Result:
+    """An attempt that is refused only when its lease is over, and another has been made in its place."""
+    made, send = world.deliver, world.provider.send
+
+    async def slow(_: Message) -> Accepted:
+        world.provider.send = send  # type: ignore[method-assign]
+        stored = world.deliveries.stored[job.delivery.id]
+        world.deliveries.stored[job.delivery.id] = replace(stored, due_at=world.clock())
+        world.clock.advance(LEASE * 2)
+        await world.sweep()
+        await world.deliver(world.queue.dispatched[-1])
+        raise REFUSED
+
+    world.provider.send = slow  # type: ignore[method-assign,assignment]
+    return await made(job)
+
+
+async def test_a_refusal_that_comes_late_does_not_suppress_an_address_that_was_reached_meanwhile() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    assert isinstance(await refused_late(world, job), Late)
+    after = world.deliveries.stored[job.delivery.id]
+    assert after.state is State.SENT
+    assert world.suppressions.stored == {}
+    assert "after its lease: gone" in str(after.history[-1].detail)
+    assert "its address is suppressed no more" in str(after.history[-1].detail)
+    assert not after.history[-1].address_suppressed
+
+
+async def test_a_refusal_that_comes_late_holds_where_the_other_attempt_was_refused_too() -> None:
+    world = World()
+    world.provider.script = [REFUSED]
+    (job,) = await world.accepted()
+    assert isinstance(await refused_late(world, job), Late)
+    after = world.deliveries.stored[job.delivery.id]
+    assert after.state is State.FAILED
+    assert len(world.suppressions.stored) == 1
+    assert "no more" not in str(after.history[-1].detail)
+
+
+async def test_a_refusal_that_comes_late_leaves_what_others_have_suppressed() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    other = suppression(delivery="another delivery")
+
+    async def meanwhile(_: Message) -> Accepted:
+        await world.suppressions.add(other)
+        return Accepted("ok")
+
+    world.provider.send = meanwhile  # type: ignore[method-assign,assignment]
+    await refused_late(world, job)
+    assert world.deliveries.stored[job.delivery.id].state is State.SENT
+    assert list(world.suppressions.stored.values()) == [other]
 
 
 COPIED = notification(

@@ -127,6 +127,7 @@ SUBJECT = HttpSubject(
         "no document": (Response(502, text="<html>"), Meaning.UNKNOWN),
     },
     requested=requested,
+    tells_unsent=False,  # its library does not tell how far a request has come
     body_tells=True,  # its library tells the status of no answer that it has not read
     secrets=(SECRET, TOKEN),
     reference=NUMBER,
