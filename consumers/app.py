@@ -15,12 +15,12 @@ from aio_pika.abc import AbstractConnection, AbstractRobustConnection
 from yarl import URL
 
 from channels.numbers import PhoneNumbers
-from channels.registry import make_provider
+from channels.registry import WrongOptions, make_provider
 from channels.rendering import TemplateRenderer
 from channels.schema import JsonSchemaCheck
 from channels.surroundings import NOWHERE, Surroundings
 from config.logging import told_seldom
-from config.settings import Settings, SettingsError
+from config.settings import Settings, SettingsError, of_provider
 from consumers.auditing import Auditor, look_into
 from consumers.failpoints import Failpoints, parse_failpoints
 from consumers.handlers import CommandHandler, DeliveryHandler, EventHandler, Guarded, Handle, tell
@@ -52,6 +52,7 @@ from domain.plan import Planner
 from domain.ports import Now, Provider
 from domain.receipt import Refine
 from domain.sweep import Sweep
+from domain.text import Fault
 from domain.vocabulary import Channel, Lane
 from storage.audit import MongoLedger
 from storage.catalog import MongoCatalog
@@ -200,12 +201,19 @@ def providers_of(settings: Settings, surroundings: Surroundings = NOWHERE) -> di
     """The providers of each configured channel; making them opens nothing.
 
     Raises:
-        SettingsError: a provider's own settings are wrong; it says which.
+        SettingsError: providers' own settings are wrong; it says which, of all of them.
     """
-    return {
-        channel: tuple(provider_of(settings, channel, place, surroundings) for place in range(len(chosen.providers)))
-        for channel, chosen in settings.channels.items()
-    }
+    made: dict[Channel, list[Provider]] = {channel: [] for channel in settings.channels}
+    faults: list[Fault] = []
+    for channel, chosen in settings.channels.items():
+        for place in range(len(chosen.providers)):
+            try:
+                made[channel].append(provider_of(settings, channel, place, surroundings))
+            except SettingsError as error:
+                faults += error.faults
+    if faults:
+        raise SettingsError.of(faults, settings.file)
+    return {channel: tuple(several) for channel, several in made.items()}
 
 
 def provider_of(settings: Settings, channel: Channel, place: int, surroundings: Surroundings = NOWHERE) -> Provider:
@@ -218,7 +226,22 @@ def provider_of(settings: Settings, channel: Channel, place: int, surroundings: 
     try:
         return make_provider(channel, chosen.name, chosen.kind, chosen.options, surroundings)
     except ValueError as error:
-        raise SettingsError(f"wrong settings: channels.{channel}.providers.{place} ({chosen.name}): {error}") from None
+        where = f"channels.{channel}.providers.{place}"
+        faults = [of_provider(where, chosen.name, fault) for fault in _faults(error)]
+        raise SettingsError.of(faults, settings.file) from None
+
+
+def check_provider(channel: Channel, name: str, kind: str, options: Mapping[str, Any]) -> Sequence[Fault]:
+    """What is wrong with a provider's own settings."""
+    try:
+        make_provider(channel, name, kind, options)
+    except ValueError as error:
+        return _faults(error)
+    return ()
+
+
+def _faults(error: ValueError) -> Sequence[Fault]:
+    return error.faults if isinstance(error, WrongOptions) else (Fault("", str(error)),)
 
 
 def failpoints_of(settings: Settings) -> Failpoints:
@@ -355,7 +378,9 @@ class Application:
             prober = Prober(channel, member.provider, member.circuit, self.metrics)
             background(stack, prober.run, f"{channel} provider {member.name}")
         if SWEEPER_ROLE in self._roles:
-            background(stack, self._sweeper().run, "sweeper")
+            sweeper = self._sweeper()
+            background(stack, sweeper.run, "sweeper")
+            background(stack, sweeper.plan, "planning")
             background(stack, self._keep_topology, "topology")
             background(stack, self._housekeeping().run, "housekeeping")
             background(stack, self._auditor().run, "audit")

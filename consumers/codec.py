@@ -24,6 +24,7 @@ DELIVERY, EPOCH, ATTEMPT, DELIVERIES = "x-notipy-delivery", "x-notipy-epoch", "x
 REASON, DETAIL, DUPLICATE = "x-notipy-reason", "x-notipy-detail", "x-notipy-possible-duplicate"
 EVENT_ID, SOURCE, TYPE, PARKED_AT = "x-notipy-event-id", "x-notipy-source", "x-notipy-type", "x-notipy-parked-at"
 WITHOUT_ID = "x-notipy-without-id"
+AGAIN = "x-notipy-again"
 CONTENT_TYPE, RECEIPT_WAITS = "x-notipy-content-type", "x-notipy-waits"
 ROUTING_KEY, MESSAGE_ID = "x-notipy-routing-key", "x-notipy-message-id"
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from domain.failures import place_of
 from domain.mark_inbox import MarkInbox
 from domain.operate import Operate, Refused
 from domain.outcome import Hold
-from domain.ports import Deliveries, DispatchQueue, Now
+from domain.ports import Deliveries, DispatchQueue, Now, QueueFull
 from domain.text import Fault, describe
 from domain.vocabulary import Channel, Reason, State
 
@@ -129,6 +130,11 @@ def handed_out(message: Message) -> int:
     return int(str(message.headers.get("x-delivery-count") or 0))
 
 
+def _again(message: Message) -> bool:
+    """Whether somebody has had this order before, and may have ended between what is on record and telling of it."""
+    return bool(message.redelivered) or codec.AGAIN in message.headers
+
+
 class EventHandler:
     """The events queue."""
 
@@ -182,9 +188,9 @@ class DeliveryHandler:
         several = codec.orders(message.headers)
         if several == 1:
             for job in await self._read(message):
-                await self._attempt(job, bool(message.redelivered))
+                await self._attempt(job, _again(message))
         elif handed_out(message) >= TAKEN_APART_AFTER:
-            await asyncio.gather(*(self._queue.dispatch(job, alone=True) for job in await self._read(message)))
+            await asyncio.gather(*(self._pass_on(job, alone=True) for job in await self._read(message)))
         else:
             await self._attempt_each(message)
 
@@ -210,12 +216,12 @@ class DeliveryHandler:
             for job in await self._read(message):
                 await self._free.acquire()
                 waited = timedelta(seconds=monotonic() - began)
-                attempts.create_task(self._one_of_many(job, bool(message.redelivered), waited))
+                attempts.create_task(self._one_of_many(job, _again(message), waited))
 
     async def _one_of_many(self, job: Dispatch, redelivered: bool, waited: timedelta) -> None:
         try:
             if self._stopping():  # one message may be work for longer than a stop may take: others will do the rest
-                await self._queue.dispatch(job)
+                await self._pass_on(job, alone=redelivered)
             else:
                 await self._attempt(job, redelivered, waited)
         except Exception as error:  # noqa: BLE001 - logged, and its order parked as if it had come alone
@@ -226,6 +232,11 @@ class DeliveryHandler:
             await self._queue.reject(order, Reason.INTERNAL_ERROR, told, str(self._channel), about)
         finally:
             self._free.release()
+
+    async def _pass_on(self, job: Dispatch, *, alone: bool = False) -> None:
+        """To the queue that it came from; where that is full, the sweeper will: who waits here takes nothing."""
+        with suppress(QueueFull):
+            await self._queue.dispatch(job, alone=alone)
 
     async def _attempt(self, job: Dispatch, redelivered: bool, waited: timedelta = timedelta(0)) -> None:
         tell(self._metrics, await self._deliver(job, redelivered=redelivered, waited=waited))

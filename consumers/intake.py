@@ -8,7 +8,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
+from aio_pika import IncomingMessage
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelClosed
 from faststream import AckPolicy
 from faststream.rabbit import Channel as AmqpChannel
 from faststream.rabbit import QueueType, RabbitBroker, RabbitExchange, RabbitQueue
@@ -100,13 +102,15 @@ class Consumer:
         return self.consuming and not self.tasks and time.monotonic() - self._heard_at > DEAF_SECONDS
 
     async def renew(self) -> None:
-        """Consume over a fresh channel; what the broker believes to be under way to the old one goes to others."""
+        """Consume, if at all, over a fresh channel; what the broker believes under way to the old goes to others."""
         self._heard_at = time.monotonic()
         robust = self._subscriber._queue_obj.channel
         try:
             async with asyncio.timeout(AGAIN_SECONDS):
                 old = await robust.get_underlay_channel()
-                await old.close()  # and the robust channel around it opens another, with its consumer
+                # and the robust channel around it opens another, with its consumer; but not for what it takes for the
+                # end of the connection, which is what a channel that is closing already would end with by itself
+                await old.close(ChannelClosed(None, "renewed"))
                 while await self._restoring(old):  # noqa: ASYNC110 - nobody tells when
                     await asyncio.sleep(QUIET_SECONDS)
         except OUTAGES as error:  # what is lost altogether is restored by the client, or seen by health
@@ -114,7 +118,7 @@ class Consumer:
 
     async def _restoring(self, old: object) -> bool:
         fresh = await self._subscriber._queue_obj.channel.get_underlay_channel()
-        return fresh is old or not fresh.consumers
+        return fresh is old or (self.consuming and not fresh.consumers)
 
     async def keep(self) -> None:
         """Consume if it should, cease if it should not; what cannot be done now is tried again later."""
@@ -141,12 +145,21 @@ class Consumer:
             acks.hold()
         try:
             await self._quiet()
-            tag, self._subscriber._consumer_tag = self._subscriber._consumer_tag, None
-            async with asyncio.timeout(CANCEL_SECONDS):
-                await self._subscriber._queue_obj.cancel(tag)
+            await self._cancel()
         finally:
             if acks is not None:
                 acks.release()
+
+    async def _cancel(self) -> None:
+        """Where that is not confirmed, the channel goes, and its consumer with it: none stays that nobody knows of."""
+        tag, self._subscriber._consumer_tag = self._subscriber._consumer_tag, None
+        try:
+            async with asyncio.timeout(CANCEL_SECONDS):
+                await self._subscriber._queue_obj.cancel(tag)
+        except BaseException:
+            self._subscriber._queue_obj._consumers.pop(tag, None)  # nor does it come back with another channel
+            await self.renew()
+            raise
 
     async def flush(self) -> None:
         """Acknowledge what is settled, before the channel is closed."""
@@ -177,7 +190,7 @@ class Consumer:
         """Whether it holds as many messages as it may, so that none is on its way."""
         return self._acks is not None and self._acks.open >= self.subscription.concurrency
 
-    async def _receive(self, delivered: DeliveredMessage) -> None:
+    async def _receive(self, delivered: DeliveredMessage | IncomingMessage) -> None:
         message = Received(delivered)
         self._arrived += 1
         self._heard_at = time.monotonic()

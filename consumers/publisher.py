@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from time import monotonic
 from typing import Any, Literal, TypeVar, cast
 from uuid import uuid4
 
@@ -39,7 +40,7 @@ from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch
 from domain.event import Incoming
 from domain.group_commit import GroupCommit, enough
-from domain.ports import Waiting
+from domain.ports import QueueFull, Waiting
 from domain.text import MAX_FAULTS, Fault
 from domain.vocabulary import Channel, Lane, Reason
 
@@ -59,7 +60,13 @@ WINDOW = 500
 STATUS_LINGER = 0.03
 """Seconds that a status waits for others of its kind: of them one shows that nobody listens, as mostly nobody does.
 What it tells of has happened and is on record."""
+REFUSED_SECONDS = 5.0
+"""That a work order waits for room in a full queue. From then on none waits, until one has been taken: whoever waits
+holds a place in the queue that it came from, and what it waits for may be the end of just such waiting."""
+ROOM_SECONDS = 0.1
+"""Between two looks whether there is room."""
 NONE_TOGETHER: Mapping[Lane, int] = {}
+NO_MORE: Mapping[str, Any] = {}
 PERSISTENT = 2
 MAX_DETAIL = 2000
 """Characters of a reason's detail in a header; the broker limits a message's headers to one frame."""
@@ -94,6 +101,7 @@ class Publisher:
             self._tell_all, linger=STATUS_LINGER, enough=enough(in_progress)
         )
         self._lanes: dict[str, GroupCommit[Dispatch, None]] = {}
+        self._full_since: dict[tuple[str, str], float] = {}
         self._prefix, self._numbers = uuid4().hex, count(1)
         self._inspection: AbstractChannel | None = None
         self._asking = asyncio.Lock()
@@ -122,7 +130,7 @@ class Publisher:
         """
         key = _lane_key(job)
         if alone:
-            (fault,) = await self._dispatch_all(key, [job])
+            (fault,) = await self._dispatch_all(key, [job], {codec.AGAIN: True})
             if fault is not None:
                 raise fault
             return
@@ -133,21 +141,40 @@ class Publisher:
             self._lanes[key] = GroupCommit(lambda jobs: self._dispatch_all(key, jobs), self._together.get(lane, 1))
         return self._lanes[key]
 
-    async def _dispatch_all(self, key: str, jobs: Sequence[Dispatch]) -> Sequence[Exception | None]:
+    async def _dispatch_all(
+        self, key: str, jobs: Sequence[Dispatch], also: Mapping[str, Any] = NO_MORE
+    ) -> Sequence[Exception | None]:
         """In one message, or some; for each order why it could not be published."""
         faults: dict[int, Exception] = {}
         for parcel in codec.parcels(jobs):
-            if isinstance(parcel, codec.Parcel):
-                await self._publish(CHANNELS, key, parcel.body, parcel.headers)
+            if not isinstance(parcel, codec.Parcel):
+                faults[id(parcel[0])] = parcel[1]
+                continue
+            try:
+                await self._order(CHANNELS, key, parcel.body, {**parcel.headers, **also})
+            except QueueFull as full:
+                faults |= {id(job): full for job in parcel.jobs}
+            else:
                 channel, lane = key.split(".")
                 self.on_dispatched(channel, lane, len(parcel.jobs))
-            else:
-                faults[id(parcel[0])] = parcel[1]
         return [faults.get(id(job)) for job in jobs]
+
+    async def _order(self, exchange: str, key: str, body: bytes, headers: Mapping[str, Any]) -> None:
+        """A work order, to a queue that may be full of others."""
+        place = exchange, key
+        while (refused := await self._publish(exchange, key, body, headers, insist=False)) is not None:
+            if isinstance(refused, PublishError):  # there is no such queue: it will be declared anew
+                await self._publish(exchange, key, body, headers)
+                break
+            self.on_outage(refused)
+            if monotonic() - self._full_since.setdefault(place, monotonic()) >= REFUSED_SECONDS:
+                raise QueueFull(f"{exchange} takes nothing under {key}")
+            await asyncio.sleep(ROOM_SECONDS)
+        self._full_since.pop(place, None)
 
     async def retry(self, job: Dispatch, tier: timedelta) -> None:
         """To the tier's exchange, under the key with which the broker hands it back to its channel."""
-        await self._publish(retry_name(tier), _lane_key(job), codec.dispatch_body(job), codec.dispatch_headers(job))
+        await self._order(retry_name(tier), _lane_key(job), codec.dispatch_body(job), codec.dispatch_headers(job))
 
     async def relay(self, key: str, body: bytes, headers: dict[str, Any]) -> None:
         """A work order that found no queue, to `notipy.channels` once more."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any, Protocol, cast
 
-from aio_pika import RobustChannel, RobustConnection, RobustQueue
+from aio_pika import IncomingMessage, RobustChannel, RobustConnection, RobustQueue
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 
@@ -58,7 +58,11 @@ class Message(Protocol):
 
 
 class Received:
-    """A message that was consumed and is to be acknowledged, over the channel that it came by."""
+    """A message that was consumed and is to be acknowledged, over the channel that it came by.
+
+    Of what the AMQP client has read; or of aio-pika's own, which it makes past `_Queue` once it has restored a consumer
+    that the broker had cancelled, with its queue (`RobustChannel._restore_missing_consumers`).
+    """
 
     __slots__ = (
         "body",
@@ -73,7 +77,11 @@ class Received:
         "timestamp",
     )
 
-    def __init__(self, message: DeliveredMessage) -> None:
+    def __init__(self, message: DeliveredMessage | IncomingMessage) -> None:
+        if isinstance(message, IncomingMessage):
+            for name in self.__slots__:
+                setattr(self, name, getattr(message, name))
+            return
         properties, delivery = message.header.properties, cast(Basic.Deliver, message.delivery)
         self.body = message.body
         self.channel: AbstractChannel = message.channel

@@ -1,4 +1,7 @@
-"""Runs the sweep round after round, in one process of many, and shows what stands."""
+"""Runs the sweep round after round, in one process of many, and shows what stands.
+
+What takes seconds goes beside what may take minutes: deliveries do not wait for an event that is being planned.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,7 +13,7 @@ from consumers.metrics import Metrics
 from consumers.publisher import Publisher
 from consumers.topology import DEAD_EVENTS, DEAD_RECEIPTS, UNROUTED, dead_queue
 from domain.ports import Now
-from domain.sweep import Sweep
+from domain.sweep import Sweep, Swept
 from domain.vocabulary import Channel
 from storage.deliveries import MongoDeliveries
 from storage.leadership import MongoLeadership
@@ -23,7 +26,7 @@ LEASE_ROUNDS = 3
 
 
 class Sweeper:
-    """The sweeper role. `run` goes on until it is cancelled."""
+    """The sweeper role. `run` and `plan`, side by side, go on until they are cancelled."""
 
     def __init__(
         self,
@@ -44,34 +47,49 @@ class Sweeper:
         self._now = now
         self._interval = interval
         self._route_again = route_again
+        self._leading = False
 
     async def run(self) -> None:
-        """Round after round; gives the lead up when it is cancelled."""
+        """Deliveries, round after round; gives the lead up when it is cancelled."""
         shown = self._now() - SHOW_EVERY
         try:
             while True:
-                if await self._leads():
+                self._leading = await self._leads()
+                if self._leading:
                     await self._round()
                 if self._now() - shown >= SHOW_EVERY:
                     await self._show()
                     shown = self._now()
                 await asyncio.sleep(self._interval.total_seconds())
         finally:
+            self._leading = False
             await self._leadership.leave()
+
+    async def plan(self) -> None:
+        """Events that were not planned to the end, round after round while `run` leads.
+
+        The lead may go to another process in the middle of a round: an event that is taken up is not due meanwhile.
+        """
+        while True:
+            if self._leading:
+                self._tell(await self._sweep.plan())
+            await asyncio.sleep(self._interval.total_seconds())
 
     async def _leads(self) -> bool:
         return await self._leadership.held(self._now(), max(self._interval * LEASE_ROUNDS, timedelta(seconds=5)))
 
     async def _round(self) -> None:
-        swept = await self._sweep()
+        self._tell(await self._sweep.drive())
+        if routed := await self._route_again():
+            log.info("sweeper.routed", messages=routed)
+
+    def _tell(self, swept: Swept) -> None:
         self._metrics.swept(swept)
         if not swept.idle:
             found = {str(reason): count for reason, count in swept.deliveries.items()}
             log.info("sweeper.round", events=swept.events, **found)
         for place in swept.faults:
             log.error("sweeper.fault", place=place)
-        if routed := await self._route_again():
-            log.info("sweeper.routed", messages=routed)
 
     async def _show(self) -> None:
         self._metrics.standing(await self._deliveries.count_by_state(), await self._deliveries.oldest_due())

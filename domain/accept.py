@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -13,7 +14,7 @@ from domain.dispatch import EventData, dispatch_of, travelling
 from domain.event import Event, EventRejected, Incoming, parse_event
 from domain.notification import Notification
 from domain.plan import Planner
-from domain.ports import Catalog, Deliveries, DispatchQueue, Events, Now, StoredEvent
+from domain.ports import Catalog, Deliveries, DispatchQueue, Events, Now, QueueFull, StoredEvent
 from domain.stored import read_event
 from domain.suppression import NOTHING_SUPPRESSED, Suppressions, screen_planned
 from domain.text import Fault
@@ -98,7 +99,9 @@ class Accept:
         notifications = () if event.content else tuple(self.catalog.matching(event.topic))
         stored, data = self._stored(event, notifications), travelling(event)
         planned = self._planned(event, notifications, stored)
-        first = await anext(planned, [])  # a tuple as a default is an error of CPython's (gh-128078)
+        first: Sequence[Delivery] = await anext(
+            planned, []
+        )  # a tuple as a default is an error of CPython's (gh-128078)
         # one that does not travel with its deliveries is read by them
         while not await self.events.add(stored, self.now() + self.overdue, first, durable=data is None):
             if (known := await self.events.get(event.key)) is not None:
@@ -198,7 +201,8 @@ class Accept:
 
     async def _start(self, delivery: Delivery, event: EventData | None) -> None:
         if delivery.state is State.QUEUED:
-            await self.queue.dispatch(dispatch_of(delivery, event))
+            with suppress(QueueFull):  # it is due: events of other channels must not wait for this one's consumers
+                await self.queue.dispatch(dispatch_of(delivery, event))
         elif delivery.state is State.FAILED:
             await self.queue.park(dispatch_of(delivery, event), delivery.reason, delivery.detail or "")
         await self.queue.status(delivery, delivery.history[-1])

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -16,17 +17,19 @@ from domain.failures import (
     TransientFailure,
     UnknownOutcome,
     place_of,
+    unsent_by_provider,
     was_unsent,
 )
 from domain.message import Accepted, Message, plain_reference
 from domain.notification import INLINE
 from domain.outcome import Expired, Failed, FailedOver, Hold, Outcome, Retry, Sent, Suppressed, Unknown
 from domain.pool import NOBODY, Chosen, Member, Paused, Pool, Trying, Untaken
-from domain.ports import Catalog, Claim, Deliveries, DispatchQueue, Events, Now, Renderer, TemplateError
+from domain.ports import Catalog, Claim, Deliveries, DispatchQueue, Events, Now, QueueFull, Renderer, TemplateError
 from domain.retry import RetryPolicy
 from domain.stored import read_event
 from domain.suppression import (
     NOTHING_SUPPRESSED,
+    Suppression,
     Suppressions,
     screen,
     screen_copies,
@@ -191,8 +194,7 @@ class Deliver:
         ended = self.now()
         delivery, changes = self._after(job, provider, outcome, started, ended)
         if not await self.deliveries.record(delivery, job.attempt - 1, changes):
-            late = replace(changes[-1], detail=f"after its lease: {changes[-1].detail}")
-            await self.deliveries.note(delivery.id, late, reference=delivery.reference)
+            await self._note_late(delivery, changes[-1])
             return Late(delivery, outcome, provider)
         await self._settle(job, delivery, changes, outcome)
         return Settled(delivery, outcome, provider, (ended - started).total_seconds())
@@ -234,8 +236,7 @@ class Deliver:
             message, answer = await self._send(job, member, deadline)
         except DeliveryFailure as failure:
             return self._failed(job, member, tried, await self._heeded(failure, delivery, member))
-        # a replay: another process may have suppressed it so short a time ago that this one does not know yet
-        proven = await self._withdrawn(delivery) if suppression is not None or delivery.epoch > 1 else ""
+        proven = await self._withdrawn(delivery) if _may_have_suppressed(delivery, suppression) else ""
         return Sent(answer + _remarks(message) + proven, plain_reference(answer.reference), message.copies_suppressed)
 
     async def _withdrawn(self, delivery: Delivery) -> str:
@@ -249,6 +250,20 @@ class Deliver:
         except Exception as error:  # noqa: BLE001
             return f"; whether its address stays suppressed is not known: {place_of(error)}"
         return "; its address is suppressed no more" if withdrawn else ""
+
+    async def _note_late(self, delivery: Delivery, change: Change) -> None:
+        """What came of the attempt, beside what was decided meanwhile.
+
+        A refusal suppresses no address that another attempt has reached by then.
+        """
+        suppressed, withdrawn = change.address_suppressed, ""
+        if suppressed:
+            stored = await self.deliveries.get(delivery.id)
+            if stored is not None and stored.state in (State.SENT, State.DELIVERED):
+                withdrawn = await self._withdrawn(delivery)
+        detail = f"after its lease: {change.detail}{withdrawn}"
+        late = replace(change, detail=detail, address_suppressed=suppressed and not withdrawn)
+        await self.deliveries.note(delivery.id, late, reference=delivery.reference)
 
     async def _heeded(self, failure: DeliveryFailure, delivery: Delivery, member: Member) -> DeliveryFailure:
         """The failure, its address suppressed before it is recorded, so that a crash loses none.
@@ -441,25 +456,33 @@ class Deliver:
         """Publish what the recorded state calls for. Publishing it twice is harmless: claims see to that."""
         if delivery.state is State.RETRYING and delivery.due_at is not None:
             wait = delivery.due_at - self.overdue - delivery.updated_at
-            await self.queue.retry(job.again(delivery), min(self.policy.tiers, key=lambda tier: abs(tier - wait)))
+            with suppress(QueueFull):  # it is due
+                await self.queue.retry(job.again(delivery), min(self.policy.tiers, key=lambda tier: abs(tier - wait)))
         elif delivery.state is State.FAILED:
             await self.queue.park(job.again(delivery), delivery.reason, delivery.detail or "")
 
     async def _not_claimed(self, job: Dispatch, redelivered: bool) -> NotClaimed:
         """Another consumer has this attempt, or had it and died: see that what follows does follow."""
         stored = await self.deliveries.get(job.delivery.id)
-        if stored is None or stored.epoch != job.delivery.epoch or stored.attempt > job.attempt:
+        if stored is None or stored.epoch != job.delivery.epoch:
             return NotClaimed(job.delivery, "superseded")
-        if stored.attempt == job.attempt or stored.state.final:
+        if stored.state.final or stored.attempt == job.attempt:  # the end may be a later attempt's: another provider's
             if redelivered:
                 await self._follow_up(job, stored)
                 await self.queue.status(stored, stored.last_change)
                 await self._told(stored)
             return NotClaimed(stored, "decided")
+        if stored.attempt > job.attempt:
+            return NotClaimed(job.delivery, "superseded")
         claims = await self.deliveries.claims([stored.claim_id(job.attempt)])
         for claim in claims.values():
             await self.deliveries.postpone(stored, claim.lease_until)
         return NotClaimed(stored, "claimed")
+
+
+def _may_have_suppressed(delivery: Delivery, known: Suppression | None) -> bool:
+    """Whether an earlier attempt of it may have suppressed its address, as far as known here or as another process."""
+    return known is not None or delivery.epoch > 1 or delivery.possible_duplicate
 
 
 def _in_time(delivery: Delivery, until: datetime) -> datetime:
@@ -472,8 +495,10 @@ def _cut_off(error: TimeoutError, member: Member) -> DeliveryFailure:
     if not was_unsent(error):
         # neither a fault that counts nor an answer: one endpoint that hangs says nothing of the provider
         return UnknownOutcome(Reason.TIMEOUT, "no answer within the lease")
-    failure = TransientFailure(Reason.TIMEOUT, "nothing could be sent within the lease", provider_fault=True)
-    member.circuit.ended(failure)
+    at_fault = unsent_by_provider(error)
+    failure = TransientFailure(Reason.TIMEOUT, "nothing could be sent within the lease", provider_fault=at_fault)
+    if at_fault:
+        member.circuit.ended(failure)
     return failure
 
 

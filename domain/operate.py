@@ -1,13 +1,14 @@
 """What an operator or a service does to deliveries: replay, drop, cancel."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final
 
 from domain.delivery import Change, Delivery
 from domain.dispatch import EventData, dispatch_of, travelling
-from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now, Purpose
+from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now, Purpose, QueueFull
 from domain.stored import read_event
 from domain.suppression import NOTHING_SUPPRESSED, Suppressions, screen
 from domain.token import unique_token
@@ -55,7 +56,8 @@ class Operate:
         after = delivery.changed(change, now + self.overdue)
         if not await self.deliveries.reopen(delivery, after, change):
             return Refused("somebody else has just replayed or dropped it")
-        await self.queue.dispatch(dispatch_of(after, event))
+        with suppress(QueueFull):  # it is due
+            await self.queue.dispatch(dispatch_of(after, event))
         await self.queue.status(after, change)
         return after
 

@@ -52,6 +52,23 @@ class StoredEvent:
     resumed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A stored document that this version cannot read: a newer one, or a hand, has written it.
+
+    Attributes:
+        id: of the delivery; of an event, its key.
+        why: what is wrong with it.
+        due_at: when it was to be looked after.
+        tell_at: when its end was to be told.
+    """
+
+    id: str
+    why: str
+    due_at: datetime | None = None
+    tell_at: datetime | None = None
+
+
 class Events(Protocol):
     """The accepted events."""
 
@@ -73,12 +90,12 @@ class Events(Protocol):
         """Mark, durably, that its planning is complete: nothing more is due. False if no such event is stored."""
         ...
 
-    async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent]:
+    async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent | Unreadable]:
         """Events whose planning was not completed in time."""
         ...
 
     async def postpone(self, key: str, due_at: datetime, taken_up: int = 1) -> None:
-        """Look again later, and count that it was taken up; `taken_up`: -1 to take the count back."""
+        """Look again later, and count that it was taken up; `taken_up`: -1 to take the count back, 0 for neither."""
         ...
 
 
@@ -88,6 +105,7 @@ class Purpose(StrEnum):
     SEND = "send"
     CANCEL = "cancel"
     EXPIRE = "expire"
+    """By the sweeper, to end the delivery: its time is over, or it cannot be sent any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +184,18 @@ class Deliveries(Protocol):
         """
         ...
 
-    async def due(self, now: datetime, limit: int) -> Sequence[Delivery]:
+    async def due(self, now: datetime, limit: int) -> Sequence[Delivery | Unreadable]:
         """Those not final whose `due_at` has passed, the most overdue first."""
         ...
 
-    async def postpone(self, delivery: Delivery, due_at: datetime) -> None:
-        """Look again at `due_at`, unless somebody has set another time since the delivery was read."""
+    async def postpone(self, delivery: Delivery | Unreadable, at: datetime) -> None:
+        """Look again at that time, unless somebody has set another since the delivery was read.
+
+        At one that is due, or at one whose end is to be told.
+        """
         ...
 
-    async def untold(self, now: datetime, limit: int) -> Sequence[Delivery]:
+    async def untold(self, now: datetime, limit: int) -> Sequence[Delivery | Unreadable]:
         """Final ones whose `tell_at` has passed: whoever recorded their end has not been able to tell of it."""
         ...
 
@@ -218,15 +239,29 @@ class Waiting:
     consumers: int
 
 
+class QueueFull(Exception):
+    """A queue of work orders takes no more, and has not for a while. The delivery is on record, and due."""
+
+
 class DispatchQueue(Protocol):
     """The queues of the broker. Each call returns after the broker's confirmation."""
 
     async def dispatch(self, job: Dispatch, *, alone: bool = False) -> None:
-        """To the queue of its channel and lane; `alone`: in a message that no other delivery shares."""
+        """To the queue of its channel and lane.
+
+        `alone`: in a message that no other delivery shares, and that counts as handed out before.
+
+        Raises:
+            QueueFull: nothing was published; the sweeper will, when the delivery is due.
+        """
         ...
 
     async def retry(self, job: Dispatch, tier: timedelta) -> None:
-        """To a retry queue; the broker hands it to its channel after `tier`."""
+        """To a retry queue; the broker hands it to its channel after `tier`.
+
+        Raises:
+            QueueFull: nothing was published; the sweeper will, when the delivery is due.
+        """
         ...
 
     async def park(self, job: Dispatch, reason: Reason, detail: str) -> None:

@@ -2,17 +2,29 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import Random
+from typing import TypeVar
 
 from domain.accept import Accept
 from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch, EventData, dispatch_of, travelling
 from domain.failures import UnknownOutcome, place_of
 from domain.outcome import Failed, Unknown
-from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now, Purpose, StoredEvent, Waiting
+from domain.ports import (
+    Claim,
+    Deliveries,
+    DispatchQueue,
+    Events,
+    Now,
+    Purpose,
+    QueueFull,
+    StoredEvent,
+    Unreadable,
+    Waiting,
+)
 from domain.retry import RetryPolicy
 from domain.stored import as_received, read_event
 from domain.text import Fault
@@ -37,6 +49,12 @@ TAKEN_WITHIN = timedelta(seconds=10)
 RECORDING = timedelta(seconds=10)
 """How long after an outage of the database a claim counts as live: its owner repeats its write every few seconds
 (`domain.backoff.LONGEST_WAIT`), and has not died."""
+UNREADABLE_FOR = timedelta(minutes=10)
+"""Between two looks at a document that cannot be read: such ones must not stand before the others for ever."""
+STOPPED_WITHIN = timedelta(seconds=2)
+"""That a stop waits for the database, so that an event is not blamed for it."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +99,10 @@ class Found:
     data: EventData | None
 
 
+Looked = Found | Exception | None
+"""An event, why it cannot be read, or that it is stored no more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """Drives on what is overdue. Running it in several places at once is wasteful, never wrong.
@@ -101,44 +123,79 @@ class Sweep:
     outage_ended: Callable[[], datetime | None] = lambda: None
 
     async def __call__(self) -> Swept:
-        """One round: deliveries that are due, ends that nobody was told of, events that were not planned to the end.
+        """One round of both, one after the other.
 
         What cannot be driven on is told and tried again later; it does not stop the others.
         """
+        driven, planned = await self.drive(), await self.plan()
+        return replace(driven, events=planned.events, poison=planned.poison, faults=[*driven.faults, *planned.faults])
+
+    async def drive(self) -> Swept:
+        """One round of deliveries that are due, and of ends that nobody was told of; it waits for no full queue."""
         faults: list[str] = []
         found: list[Driven] = []
         waiting: dict[tuple[Channel, Lane], Waiting] = {}
-        while batch := await self.deliveries.due(self.now(), BATCH):
-            found += await self._batch(batch, waiting, faults)
-            if len(batch) < BATCH:
+        seen: set[str] = set()
+        while True:
+            batch = await self.deliveries.due(self.now(), BATCH)
+            fresh = [each for each in batch if each.id not in seen]
+            readable = await self._readable("deliveries", fresh, self.deliveries.postpone, faults)
+            found += await self._batch(readable, waiting, faults)
+            if len(fresh) < BATCH:  # these were the last; or some are due still, because nothing could be written
                 break
-        told = await self._tell()
-        events, poison = await self._events(faults)  # last: one whose deliveries find a full queue takes long
+            seen.update(each.id for each in fresh)
+        told = await self._tell(faults)
         return Swept(
-            events,
+            0,
             Counter(driven.reason for driven in found),
             Counter((driven.channel, driven.state, driven.reason) for driven in found if driven.state.final),
             faults,
-            poison,
-            told,
+            told=told,
         )
 
-    async def _events(self, faults: list[str]) -> tuple[int, int]:
-        """One after the other, each marked before it is taken up: so that one which ends this process is known."""
-        due = await self.events.due(self.now(), EVENTS_BATCH)
-        poison = [stored for stored in due if stored.resumed >= RESUMPTIONS]
+    async def plan(self) -> Swept:
+        """One round of events that were not planned to the end: one after the other, each for minutes at most."""
+        faults: list[str] = []
+        found = await self.events.due(self.now(), EVENTS_BATCH)
+        due = await self._readable("events", found, self._postpone_event, faults)
         for stored in due:
-            await self.events.postpone(stored.key, self.now() + max(self.overdue, self.now() - stored.received_at))
-            try:
-                async with asyncio.timeout(PLANNED_WITHIN.total_seconds()):
-                    await (self._park_event(stored) if stored in poison else self.accept.resume(stored))
-            except TimeoutError:
-                faults.append("an event was not planned in time: a queue may be full")
-                await self.events.postpone(stored.key, self.now() + self.overdue, taken_up=-1)
-                break
-            except Exception as error:  # noqa: BLE001 - told, and tried again; the others go on
-                faults.append(place_of(error))
-        return len(due), len(poison)
+            await self._take_up(stored, faults)
+        return Swept(len(due), {}, {}, faults, sum(map(_poison, due)))
+
+    async def _take_up(self, stored: StoredEvent, faults: list[str]) -> None:
+        """Marked before, so that one which ends this process is known; the mark goes where it was not the event."""
+        await self.events.postpone(stored.key, self.now() + max(self.overdue, self.now() - stored.received_at))
+        try:
+            async with asyncio.timeout(PLANNED_WITHIN.total_seconds()):
+                await (self._park_event(stored) if _poison(stored) else self.accept.resume(stored))
+        except TimeoutError:
+            faults.append("an event was not planned in time: a queue may be full")
+            await self.events.postpone(stored.key, self.now() + self.overdue, taken_up=-1)
+        except asyncio.CancelledError:  # this process is stopped: another one goes on at once
+            taken_back = asyncio.gather(
+                self.events.postpone(stored.key, self.now(), taken_up=-1), return_exceptions=True
+            )
+            await asyncio.wait([taken_back], timeout=STOPPED_WITHIN.total_seconds())
+            raise
+        except Exception as error:  # noqa: BLE001 - told, and tried again; the others go on
+            faults.append(place_of(error))
+
+    async def _postpone_event(self, found: Unreadable, at: datetime) -> None:
+        await self.events.postpone(found.id, at, taken_up=0)
+
+    async def _readable(
+        self,
+        what: str,
+        found: Sequence[T | Unreadable],
+        postpone: Callable[[Unreadable, datetime], Awaitable[None]],
+        faults: list[str],
+    ) -> Sequence[T]:
+        """Those that can be read; the others are told, and looked at again later."""
+        unreadable = [each for each in found if isinstance(each, Unreadable)]
+        if unreadable:
+            faults.append(f"{len(unreadable)} {what} cannot be read: {unreadable[0].id}: {unreadable[0].why}")
+            await asyncio.gather(*(postpone(each, self.now() + UNREADABLE_FOR) for each in unreadable))
+        return [each for each in found if not isinstance(each, Unreadable)]
 
     async def _park_event(self, stored: StoredEvent) -> None:
         """Park it as `poison`; those of its deliveries that are stored go their way."""
@@ -149,12 +206,24 @@ class Sweep:
         planned = len(await self.deliveries.ids_of_event(stored.key))
         await self.events.settle(stored.key, EventState.FAILED, planned)
 
-    async def _tell(self) -> int:
+    async def _tell(self, faults: list[str]) -> int:
         """Repeat what a process that ended between its record and its publishes has left undone."""
-        untold = await self.deliveries.untold(self.now(), BATCH)
-        for delivery in untold:
-            await self._told(delivery)
-        return len(untold)
+        found = await self.deliveries.untold(self.now(), BATCH)
+        untold = await self._readable("deliveries", found, self.deliveries.postpone, faults)
+        return sum(await asyncio.gather(*(self._told_at_last(delivery, faults) for delivery in untold)))
+
+    async def _told_at_last(self, delivery: Delivery, faults: list[str]) -> bool:
+        try:
+            async with asyncio.timeout(TAKEN_WITHIN.total_seconds()):
+                await self._told(delivery)
+        except TimeoutError:
+            faults.append(f"notipy.dead.{delivery.channel} takes nothing: it is full")
+        except Exception as error:  # noqa: BLE001 - told, and tried again; the others go on
+            faults.append(place_of(error))
+        else:
+            return True
+        await self.deliveries.postpone(delivery, self.now() + self.overdue)
+        return False
 
     async def _told(self, delivery: Delivery) -> None:
         change = delivery.last_change
@@ -166,41 +235,79 @@ class Sweep:
     async def _batch(
         self, batch: Sequence[Delivery], waiting: dict[tuple[Channel, Lane], Waiting], faults: list[str]
     ) -> list[Driven]:
-        claims = await self.deliveries.claims([delivery.claim_id(delivery.attempt + 1) for delivery in batch])
+        claims = await self._claims(batch)
         await self._look(batch, waiting)
         keys = sorted({delivery.event_key for delivery in batch})
         events = dict(zip(keys, await asyncio.gather(*map(self._read, keys)), strict=True))
 
         async def guarded(delivery: Delivery) -> Driven | None:
-            claim, event = claims.get(delivery.claim_id(delivery.attempt + 1)), events[delivery.event_key]
+            claim, event = claims.get(_next_claim(delivery)), events[delivery.event_key]
             try:
-                if isinstance(event, Exception):
-                    raise event
+                if isinstance(claim, Exception):
+                    raise claim
                 async with asyncio.timeout(TAKEN_WITHIN.total_seconds()):
                     after = await self._one(delivery, claim, event, waiting[delivery.channel, delivery.lane])
-            except TimeoutError:
+            except (TimeoutError, QueueFull):
                 faults.append(f"notipy.channel.{delivery.channel}.{delivery.lane} takes nothing: it is full")
                 await self.deliveries.postpone(delivery, self.now() + self.overdue)
                 return None
             except Exception as error:  # noqa: BLE001 - told, and tried again; the others go on
                 faults.append(place_of(error))
-                after = await self._unable(delivery, error)
+                after = await self._unable(delivery, claim if isinstance(claim, Claim) else None, error, faults)
             return Driven(after.channel, after.state, after.reason) if after else None
 
         return [driven for driven in await asyncio.gather(*map(guarded, batch)) if driven]
 
-    async def _unable(self, delivery: Delivery, error: Exception) -> Delivery | None:
+    async def _claims(self, batch: Sequence[Delivery]) -> Mapping[str, Claim | Exception]:
+        """Those on their next attempts: all at once, or one by one where one cannot be read."""
+        ids = [_next_claim(delivery) for delivery in batch]
+        try:
+            return await self.deliveries.claims(ids)
+        except Exception:  # noqa: BLE001 - whose it is shows now
+            found = await asyncio.gather(*map(self._claims_on, ids))
+            return {name: claim for claims in found for name, claim in claims.items()}
+
+    async def _claims_on(self, attempt: str) -> Mapping[str, Claim | Exception]:
+        try:
+            return await self.deliveries.claims([attempt])
+        except Exception as error:  # noqa: BLE001 - handed to its delivery
+            return {attempt: error}
+
+    async def _unable(
+        self, delivery: Delivery, claim: Claim | None, error: Exception, faults: list[str]
+    ) -> Delivery | None:
         """Try again after as long as it has waited already; in the end give it up, with the place of our fault."""
         age = self.now() - delivery.updated_at
         if age < GIVE_UP_AFTER:
             await self.deliveries.postpone(delivery, self.now() + max(self.overdue, age))
             return None
-        return await self._conclude(delivery, Failed(Reason.INTERNAL_ERROR, place_of(error)), delivery.attempt)
-
-    async def _read(self, key: str) -> Found | Exception | None:
-        """The event; an exception of reading it is a value, for it concerns its own deliveries alone."""
-        stored = await self.events.get(key)
         try:
+            async with asyncio.timeout(TAKEN_WITHIN.total_seconds()):
+                if (after := await self._give_up(delivery, _internal(place_of(error)), claim)) is not None:
+                    return after
+        except Exception as another:  # noqa: BLE001 - told, and tried again; the others go on
+            faults.append(place_of(another))
+        await self.deliveries.postpone(delivery, self.now() + self.overdue)
+        return None
+
+    async def _give_up(self, delivery: Delivery, why: Failed, claim: Claim | None = None) -> Delivery | None:
+        """Under a claim, for its order may stand in a queue still and must not be carried out any more.
+
+        `claim`: on its next attempt, where there is one: it may have been sent under it.
+        """
+        now = self.now()
+        if claim is None:
+            won = await self.deliveries.claim(_own_claim(delivery, now, self.lease))
+            return await self._conclude(delivery, why, delivery.attempt) if won else None
+        if self._live_until(claim) > now:
+            return None
+        doubtful = replace(why, possible_duplicate=claim.purpose is Purpose.SEND)
+        return await self._conclude(delivery, doubtful, delivery.attempt)
+
+    async def _read(self, key: str) -> Looked:
+        """The event; an exception of reading it is a value, for it concerns its own deliveries alone."""
+        try:
+            stored = await self.events.get(key)
             return Found(travelling(await asyncio.to_thread(read_event, stored))) if stored else None
         except Exception as error:  # noqa: BLE001 - handed to its deliveries
             return error
@@ -212,21 +319,19 @@ class Sweep:
             if lane not in waiting:
                 waiting[lane] = await self.queue.waiting(*lane)
 
-    async def _one(
-        self, delivery: Delivery, claim: Claim | None, event: Found | None, waiting: Waiting
-    ) -> Delivery | None:
+    async def _one(self, delivery: Delivery, claim: Claim | None, event: Looked, waiting: Waiting) -> Delivery | None:
         """Drive one overdue delivery on; returns what it is now, None if it is left to wait."""
         now = self.now()
         if claim is not None:
             return await self._claimed(delivery, claim, event, now)
         if delivery.expires_at is not None and delivery.expires_at <= now:
             return await self._expire(delivery, now)
+        if isinstance(event, Exception):
+            raise event
         if event is None:
-            lost = Failed(Reason.INTERNAL_ERROR, "the event is no longer stored")
-            return await self._conclude(delivery, lost, delivery.attempt)
+            return await self._give_up(delivery, _internal("the event is no longer stored"))
         if delivery.channel not in self.policies:
-            gone = Failed(Reason.NOT_CONFIGURED, f"no provider any more: channels.{delivery.channel}.providers")
-            return await self._conclude(delivery, gone, delivery.attempt)
+            return await self._give_up(delivery, _not_configured(delivery.channel))
         if delivery.state is State.HELD:
             return await self._release(delivery, event, now)
         return await self._redrive(delivery, event, waiting, now)
@@ -263,14 +368,14 @@ class Sweep:
         change = Change(State.EXPIRED, now, Reason.EXPIRED, delivery.epoch, delivery.attempt, detail=detail)
         return await self._record(delivery, change, None)
 
-    async def _claimed(self, delivery: Delivery, claim: Claim, event: Found | None, now: datetime) -> Delivery | None:
+    async def _claimed(self, delivery: Delivery, claim: Claim, event: Looked, now: datetime) -> Delivery | None:
         """Somebody is on it, or was: a lease that has run out leaves an attempt with unknown outcome."""
         live_until = self._live_until(claim)
         if live_until > now:
             await self.deliveries.postpone(delivery, live_until)
             return None
         if claim.purpose is Purpose.EXPIRE:
-            return await self._expired(delivery, now)
+            return await self._ended(delivery, event, now)
         if claim.purpose is Purpose.CANCEL:
             cancelled = Change(State.CANCELLED, now, Reason.CANCELLED, delivery.epoch, delivery.attempt)
             return await self._record(delivery, cancelled, None)
@@ -284,14 +389,21 @@ class Sweep:
             return await self._conclude(delivery, outcome, attempt, claim.provider)
         return await self._again(delivery, event, attempt, claim.provider)
 
+    async def _ended(self, delivery: Delivery, event: Looked, now: datetime) -> Delivery | None:
+        """A sweeper has claimed it to end it, and ended itself before it recorded why; nothing was sent."""
+        if delivery.expires_at is not None and delivery.expires_at <= now:
+            return await self._expired(delivery, now)
+        if event is not None and delivery.channel not in self.policies:
+            return await self._conclude(delivery, _not_configured(delivery.channel), delivery.attempt)
+        why = "the event is no longer stored" if event is None else "the process that gave it up has ended"
+        return await self._conclude(delivery, _internal(why), delivery.attempt)
+
     def _live_until(self, claim: Claim) -> datetime:
         """The end of its lease; later if the database was away, for then its owner may still be about to record."""
         ended = self.outage_ended()
         return max(claim.lease_until, ended + RECORDING) if ended else claim.lease_until
 
-    async def _again(
-        self, delivery: Delivery, event: Found | None, attempt: int, provider: str | None
-    ) -> Delivery | None:
+    async def _again(self, delivery: Delivery, event: Looked, attempt: int, provider: str | None) -> Delivery | None:
         """At once: its lease was wait enough."""
         now = self.now()
         change = Change(
@@ -305,7 +417,7 @@ class Sweep:
             possible_duplicate=True,
         )
         again = await self._record(delivery, change, now + self.overdue)
-        if again is not None and event is not None:
+        if again is not None and isinstance(event, Found):
             await self.queue.dispatch(dispatch_of(again, event.data))
         return again
 
@@ -338,8 +450,24 @@ class Sweep:
         return after
 
 
+def _poison(stored: StoredEvent) -> bool:
+    return stored.resumed >= RESUMPTIONS
+
+
 def _own_claim(delivery: Delivery, now: datetime, lease: timedelta) -> Claim:
-    return Claim(delivery.claim_id(delivery.attempt + 1), unique_token(), now, now + lease, Purpose.EXPIRE)
+    return Claim(_next_claim(delivery), unique_token(), now, now + lease, Purpose.EXPIRE)
+
+
+def _next_claim(delivery: Delivery) -> str:
+    return delivery.claim_id(delivery.attempt + 1)
+
+
+def _internal(why: str) -> Failed:
+    return Failed(Reason.INTERNAL_ERROR, why)
+
+
+def _not_configured(channel: Channel) -> Failed:
+    return Failed(Reason.NOT_CONFIGURED, f"no provider any more: channels.{channel}.providers")
 
 
 def _every_attempt_lost(delivery: Delivery) -> bool:

@@ -15,7 +15,15 @@ from motor.motor_asyncio import (
     AsyncIOMotorGridFSBucket,
 )
 from pymongo import ASCENDING, DESCENDING, IndexModel, WriteConcern
-from pymongo.errors import ConnectionFailure, ExecutionTimeout, PyMongoError, WriteConcernError, WTimeoutError
+from pymongo.errors import (
+    BulkWriteError,
+    ConnectionFailure,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+    WTimeoutError,
+)
 from pymongo.read_concern import ReadConcern
 
 from domain.backoff import wait_out
@@ -25,8 +33,38 @@ T = TypeVar("T")
 Document = dict[str, Any]
 Collection = AsyncIOMotorCollection[Document]
 
-OUTAGES = (ConnectionFailure, WTimeoutError, WriteConcernError, ExecutionTimeout)
+
+class WritesRefused(PyMongoError):
+    """The database answers, and lets nothing be written: no document is at fault."""
+
+
+OUTAGES = (ConnectionFailure, WTimeoutError, WriteConcernError, ExecutionTimeout, WritesRefused)
 """Errors that pass when the database is back: waited out. Others are bugs and are raised."""
+REFUSALS = frozenset(
+    {
+        13,  # Unauthorized: a role was taken away
+        18,  # AuthenticationFailed
+        24,  # LockTimeout
+        50,  # MaxTimeMSExpired
+        63,  # StaleShardVersion
+        82,  # NoProgressMade
+        91,  # ShutdownInProgress
+        112,  # WriteConflict
+        133,  # FailedToSatisfyReadPreference: mongos finds no primary
+        189,  # PrimarySteppedDown
+        202,  # NetworkInterfaceExceededTimeLimit
+        262,  # ExceededTimeLimit
+        371,  # UserWritesBlocked
+        8000,  # AtlasError: a quota, among others
+        10107,  # NotWritablePrimary
+        11600,  # InterruptedAtShutdown
+        11602,  # InterruptedDueToReplStateChange
+        13435,  # NotPrimaryNoSecondaryOk
+        13436,  # NotPrimaryOrSecondary
+        14031,  # OutOfDiskSpace
+    }
+)
+"""MongoDB's codes (error_codes.yml) of a write that no document has made fail: it is waited out like an outage."""
 DatabaseError = PyMongoError
 """Whatever MongoDB or its client raises."""
 SERVER_SELECTION_MS = 2000
@@ -180,7 +218,7 @@ class Database:
         thread and back for each statement, and what it does around that costs as much as a small write.
         """
         loop = asyncio.get_running_loop()
-        return await self.run(lambda: loop.run_in_executor(self._writers, statements))
+        return await self.run(lambda: loop.run_in_executor(self._writers, _telling_refusals, statements))
 
     def close(self) -> None:
         """Have the threads end when they have nothing more to do."""
@@ -230,6 +268,26 @@ class Database:
     def _outage(self, error: BaseException) -> None:
         self.reachable = False
         self.on_outage(error)
+
+
+def _telling_refusals(statements: Callable[[], T]) -> T:
+    try:
+        return statements()
+    except OperationFailure as error:
+        raise_if_refused(error)
+        raise
+
+
+def raise_if_refused(error: OperationFailure) -> None:
+    """Whatever the write was.
+
+    Raises:
+        WritesRefused: the database takes none.
+    """
+    details = (error.details or {}).get("writeErrors", ()) if isinstance(error, BulkWriteError) else ()
+    for code in (error.code, *(each.get("code") for each in details)):
+        if code in REFUSALS:
+            raise WritesRefused(f"the database refuses writes with code {code}") from error
 
 
 def _quietly(_: BaseException) -> None:

@@ -10,10 +10,10 @@ from pymongo import ASCENDING, DESCENDING
 
 from domain.delivery import Change, Delivery
 from domain.group_commit import GroupCommit
-from domain.ports import Claim, DeadFilter
-from domain.vocabulary import IN_FLIGHT, Channel, Reason, State
+from domain.ports import Claim, DeadFilter, Unreadable
+from domain.vocabulary import IN_FLIGHT, REPLAYABLE, Channel, Reason, State
 from storage.database import Database, Document
-from storage.documents import claim_document, delivery_document, read_claim, read_delivery
+from storage.documents import claim_document, delivery_document, read_change, read_claim, read_delivery, readable
 from storage.writes import Update, insert_all, insert_own, update_all
 
 _IN_FLIGHT = [str(state) for state in IN_FLIGHT]
@@ -37,13 +37,20 @@ PAGE = 2000
 """Claims looked through at once for what is being sent."""
 DEAD_PAGE = 500
 """Dead deliveries read at once."""
+_AFTER_ALL = "\uffff"
+"""Sorts behind every character that an id has."""
+HISTORY_COMPARED = 20
+"""Changes of one delivery, the last ones, among which a write that may have been made looks for its own."""
+_USED = {"id": str, "event_key": str, "epoch": int, "attempt": int, "forgiven": int, "updated_at": datetime}
+"""What a delivery that is due is driven on by."""
 HISTORY_KEPT = 200
 """Changes kept of one delivery, the last ones: a provider that stays half dead for days must not fill its document."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    delivery: Delivery
+    delivery_id: str
+    change: Change
     update: Update
 
 
@@ -117,7 +124,8 @@ class MongoDeliveries:
             "attempt": expected_attempt,
             "state": {"$in": _IN_FLIGHT},
         }
-        return await self._records.submit(_Record(delivery, Update(condition, _update(delivery, changes))))
+        update = Update(condition, _update(delivery, changes))
+        return await self._records.submit(_Record(delivery.id, changes[-1], update))
 
     async def note(self, delivery_id: str, change: Change, *, once: bool = False, reference: str | None = None) -> bool:
         """A late `sent` makes what was sent meanwhile a possible duplicate."""
@@ -143,24 +151,22 @@ class MongoDeliveries:
         update = {"$set": {"reference": reference, "provider": change.provider}}
         await self._database.run(lambda: self._collection.update_one(condition, update))
 
-    async def due(self, now: datetime, limit: int) -> Sequence[Delivery]:
+    async def due(self, now: datetime, limit: int) -> Sequence[Delivery | Unreadable]:
         """From the partial index `due`."""
-        query = self._collection.find({"due_at": {"$lte": now}}).sort("due_at", ASCENDING).limit(limit)
-        documents = await self._database.run(lambda: query.clone().to_list(limit))
-        return [read_delivery(document) for document in documents]
+        return await self._passed("due_at", now, limit)
 
-    async def postpone(self, delivery: Delivery, due_at: datetime) -> None:
+    async def postpone(self, delivery: Delivery | Unreadable, at: datetime) -> None:
         """A conditional update, grouped with others': only from the time that was read."""
-        if delivery.due_at is None:  # final: and MongoDB would take a missing field for equal to null
-            return
-        condition = {"_id": delivery.id, "due_at": delivery.due_at}
-        await self._postponements.submit(Update(condition, {"$set": {"due_at": due_at}}))
+        read = {"due_at": delivery.due_at, "tell_at": delivery.tell_at}
+        # one that is not set is not asked for: MongoDB would take a missing field for equal to null
+        read = {name: value for name, value in read.items() if value is not None}
+        if read:
+            update = Update({"_id": delivery.id, **read}, {"$set": dict.fromkeys(read, at)})
+            await self._postponements.submit(update)
 
-    async def untold(self, now: datetime, limit: int) -> Sequence[Delivery]:
+    async def untold(self, now: datetime, limit: int) -> Sequence[Delivery | Unreadable]:
         """From the partial index `tell_at`."""
-        query = self._collection.find({"tell_at": {"$lte": now}}).sort("tell_at", ASCENDING).limit(limit)
-        documents = await self._database.run(lambda: query.clone().to_list(limit))
-        return [read_delivery(document) for document in documents]
+        return await self._passed("tell_at", now, limit)
 
     async def told(self, delivery: Delivery) -> None:
         """A conditional update, grouped with others'."""
@@ -181,12 +187,13 @@ class MongoDeliveries:
             return bool((await self._collection.update_one(condition, update)).matched_count)
 
         # a repetition of an update that an outage had left unanswered matches nothing, but finds its own work
-        return await self._database.run(write) or (tries > 1 and (await self._applied([after]))[0])
+        return await self._database.run(write) or (tries > 1 and (await self._applied([(after.id, change)]))[0])
 
     async def refine(self, before: Delivery, after: Delivery, change: Change) -> bool:
         """A conditional update, grouped with others'."""
         condition = {"_id": before.id, "state": str(before.state), "epoch": before.epoch}
-        return await self._records.submit(_Record(after, Update(condition, _update(after, [change]))))
+        update = Update(condition, _update(after, [change]))
+        return await self._records.submit(_Record(after.id, change, update))
 
     async def dead(self, chosen: DeadFilter, limit: int | None) -> AsyncIterator[Delivery]:
         """From the partial index `dead`; in pages, so that a long run holds no cursor open.
@@ -222,6 +229,13 @@ class MongoDeliveries:
         delivery = await self.get(delivery_id)
         return (await self._with_claims([delivery]))[0] if delivery else None
 
+    async def beginning_with(self, prefix: str, limit: int) -> Sequence[Delivery]:
+        """Those whose ids begin so, by their ids and shown as `page` shows them; a range of the primary key."""
+        query = self._collection.find({"_id": {"$gte": prefix, "$lt": prefix + _AFTER_ALL}}).hint("_id_")
+        ordered = query.sort("_id", ASCENDING).limit(limit)
+        documents = await self._database.run(lambda: ordered.clone().to_list(limit))
+        return await self._with_claims([read_delivery(document) for document in documents])
+
     async def standing(self, ids: Sequence[str]) -> Mapping[str, tuple[State, int]]:
         """State and epoch of each of these ids that is stored, in one query."""
         query = self._collection.find({"_id": {"$in": list(ids)}}, {"state": 1, "epoch": 1})
@@ -234,9 +248,9 @@ class MongoDeliveries:
         return [document["_id"] for document in await self._database.run(lambda: query.clone().to_list(None))]
 
     async def count_by_state(
-        self, states: Sequence[State] = (*IN_FLIGHT, State.FAILED), event_key: str | None = None
+        self, states: Sequence[State] = (*IN_FLIGHT, *REPLAYABLE), event_key: str | None = None
     ) -> Mapping[tuple[Channel, State], int]:
-        """How many deliveries stand in each of these states (those not final, and failed), by channel.
+        """How many deliveries stand in each of these states (those not final, and those to be replayed), by channel.
 
         Covered by the index `list`. `event_key`: of one event alone, from the index `event_list`.
         """
@@ -248,7 +262,9 @@ class MongoDeliveries:
         index = "list" if event_key is None else "event_list"
         documents = await self._database.run(lambda: self._collection.aggregate(stages, hint=index).to_list(None))
         return {
-            (Channel(item["_id"]["channel"]), State(item["_id"]["state"])): int(item["count"]) for item in documents
+            (Channel(item["_id"]["channel"]), State(item["_id"]["state"])): int(item["count"])
+            for item in documents
+            if item["_id"].get("channel") in _CHANNELS  # or a later version's
         }
 
     async def count_due(self, before: datetime) -> int:
@@ -317,29 +333,40 @@ class MongoDeliveries:
         return (await update_all(self._database, self._collection, updates))[1]
 
     async def _write_records(self, records: list[_Record]) -> Sequence[bool | Exception]:
-        """A bulk update tells only totals: where one did not match, the deliveries are read back and compared."""
+        """A bulk update tells only totals: where one did not match, the deliveries are read back."""
         updates = [record.update for record in records]
         all_matched, faults = await update_all(self._database, self._collection, updates)
         if all_matched:
             return [True] * len(records)
-        applied = await self._applied([record.delivery for record in records])
-        first = {record.delivery.id: position for position, record in reversed(list(enumerate(records)))}
+        applied = await self._applied([(record.delivery_id, record.change) for record in records])
+        first: dict[str, int] = {}
+        for position, record in enumerate(records):
+            if applied[position]:
+                first.setdefault(record.delivery_id, position)
         # of two that came at the same moment and say the same, as repeated receipts do, one was applied
-        own = (first[record.delivery.id] == position for position, record in enumerate(records))
-        return [fault or (done and mine) for fault, done, mine in zip(faults, applied, own, strict=True)]
+        own = (first.get(record.delivery_id) == position for position, record in enumerate(records))
+        return [fault or mine for fault, mine in zip(faults, own, strict=True)]
 
-    async def _applied(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
-        query = self._collection.find({"_id": {"$in": [delivery.id for delivery in deliveries]}}, {"history": 0})
+    async def _applied(self, changes: Sequence[tuple[str, Change]]) -> Sequence[bool]:
+        """Whether each is in its delivery's history, wherever that stands by now: a receipt may have come meanwhile."""
+        ids = [delivery_id for delivery_id, _ in changes]
+        query = self._collection.find({"_id": {"$in": ids}}, {"history": {"$slice": -HISTORY_COMPARED}})
         documents = await self._database.run(lambda: query.clone().to_list(None))
-        stored = {document["_id"]: read_delivery(document) for document in documents}
-        return [_same(stored.get(delivery.id), delivery) for delivery in deliveries]
+        histories = {document["_id"]: _history(document) for document in documents}
+        return [any(_same(each, change) for each in histories.get(name, ())) for name, change in changes]
+
+    async def _passed(self, name: str, now: datetime, limit: int) -> Sequence[Delivery | Unreadable]:
+        """Those whose time of this name has passed, the earliest first."""
+        query = self._collection.find({name: {"$lte": now}}).sort(name, ASCENDING).limit(limit)
+        documents = await self._database.run(lambda: query.clone().to_list(limit))
+        return [readable(document, read_delivery, _USED, name) for document in documents]
 
 
 def _delivery_or_fault(document: Document | None) -> Delivery | Exception | None:
     """One that cannot be read is its own reader's fault alone."""
     try:
         return read_delivery(document) if document else None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return error
 
 
@@ -347,14 +374,18 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _same(stored: Delivery | None, wanted: Delivery) -> bool:
-    """Whether the stored delivery is where this write put it; BSON keeps milliseconds."""
-    return (
-        stored is not None
-        and (stored.state, stored.reason, stored.epoch, stored.attempt)
-        == (wanted.state, wanted.reason, wanted.epoch, wanted.attempt)
-        and abs((stored.updated_at - wanted.updated_at).total_seconds()) < 0.001
-        and stored.provider == wanted.provider
+def _history(document: Document) -> Sequence[Change]:
+    """Nothing where a hand has written something else: that is no fault of the records beside it."""
+    try:
+        return [read_change(change) for change in document.get("history", ())]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ()
+
+
+def _same(stored: Change, wanted: Change) -> bool:
+    """Whether a stored change is this one; BSON keeps milliseconds."""
+    return replace(stored, at=wanted.at, detail=wanted.detail) == wanted and (
+        abs((stored.at - wanted.at).total_seconds()) < 0.001
     )
 
 

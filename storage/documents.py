@@ -1,15 +1,18 @@
 """How events, deliveries and claims stand in MongoDB."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from domain.delivery import Change, Delivery
-from domain.ports import Claim, Purpose, StoredEvent
+from domain.ports import Claim, Purpose, StoredEvent, Unreadable
 from domain.vocabulary import Channel, EventState, Lane, Reason, State
 
 Document = dict[str, Any]
+T = TypeVar("T")
+WHY_LENGTH = 200
+"""Characters of what is wrong with a document."""
 _ENUMS: Mapping[str, type[Any]] = {"channel": Channel, "lane": Lane, "state": State, "reason": Reason}
 _FIELDS = tuple(field.name for field in fields(Delivery) if field.name not in {"id", "history"})
 _values = attrgetter(*_FIELDS)
@@ -92,6 +95,24 @@ def read_claim(document: Mapping[str, Any]) -> Claim:
     purpose = Purpose(document.get("purpose", Purpose.SEND))
     lease = document["claimed_at"], document["lease_until"]
     return Claim(document["_id"], document["token"], *lease, purpose, document.get("provider"))
+
+
+def readable(
+    document: Mapping[str, Any], read: Callable[[Mapping[str, Any]], T], used: Mapping[str, type], due: str
+) -> T | Unreadable:
+    """What is read; or what is wrong with it, which concerns nothing but itself: anybody may have written anything.
+
+    `used`: the types of what is counted and compared. `due`: the field that says when it is looked after.
+    """
+    try:
+        value = read(document)
+        for name, kind in used.items():
+            if not isinstance(getattr(value, name), kind):
+                raise TypeError(f"{name} is not of the type {kind.__name__}")
+    except Exception as error:  # noqa: BLE001 - told by whoever asked
+        why = f"{type(error).__name__}: {error}"[:WHY_LENGTH]
+        return Unreadable(document["_id"], why, **{due: document[due]})
+    return value
 
 
 def _typed(name: str, value: Any) -> Any:

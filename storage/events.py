@@ -9,10 +9,10 @@ from pymongo import ASCENDING, UpdateMany, WriteConcern
 
 from domain.delivery import Delivery
 from domain.group_commit import GroupCommit, enough
-from domain.ports import StoredEvent
+from domain.ports import StoredEvent, Unreadable
 from domain.vocabulary import EventState
 from storage.database import Database, Document
-from storage.documents import delivery_document, event_document, read_event
+from storage.documents import delivery_document, event_document, read_event, readable
 from storage.writes import UNWRITABLE, Update, insert, insert_all, insert_own, update_all, write_all
 
 SETTLE_LINGER = 0.05
@@ -22,6 +22,8 @@ write that is saved is one that a delivery does not queue behind. The prefetch o
 FEW = 20
 """Deliveries of an event that is stored together with others; one of more would hold them up."""
 
+_USED = {"key": str, "resumed": int, "received_at": datetime}
+"""What an event that is due is taken up by."""
 _EVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -73,11 +75,11 @@ class MongoEvents:
         """Leaves the sweeper's index."""
         return await self._settlements.submit((key, str(state), planned))
 
-    async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent]:
+    async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent | Unreadable]:
         """From the partial index `due`."""
         query = self._collection.find({"due_at": {"$lte": now}}).sort("due_at", ASCENDING).limit(limit)
         documents = await self._database.run(lambda: query.clone().to_list(limit))
-        return [read_event(document) for document in documents]
+        return [readable(document, read_event, _USED, "due_at") for document in documents]
 
     async def count_due(self, before: datetime | None = None) -> int:
         """How many are not planned to the end: all of them, or those due since before this time."""
@@ -87,7 +89,10 @@ class MongoEvents:
     async def postpone(self, key: str, due_at: datetime, taken_up: int = 1) -> None:
         """Only while it is due at all: one that is settled meanwhile stays so."""
         condition = {"_id": key, "due_at": {"$exists": True}}
-        await self._updates.submit(Update(condition, {"$set": {"due_at": due_at}, "$inc": {"resumed": taken_up}}))
+        change: Document = {"$set": {"due_at": due_at}}
+        if taken_up:
+            change["$inc"] = {"resumed": taken_up}
+        await self._updates.submit(Update(condition, change))
 
     async def _insert(self, several: list[_New]) -> Sequence[bool | Exception]:
         """What is not simply new is looked at durably: it may be a duplicate, or something that cannot be stored.

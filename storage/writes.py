@@ -12,7 +12,7 @@ from pymongo import DeleteMany, UpdateMany, UpdateOne
 from pymongo.collection import Collection as BlockingCollection
 from pymongo.errors import BulkWriteError, OperationFailure, WriteConcernError
 
-from storage.database import Collection, Database, Document
+from storage.database import Collection, Database, Document, raise_if_refused
 
 DUPLICATE_KEY = 11000
 TOO_LARGE = 10334
@@ -126,7 +126,8 @@ def _update(collection: BlockingCollection[Document], updates: Sequence[UpdateOn
 
 
 def _raise_if_unsure(error: BulkWriteError) -> None:
-    """A write that was made and not confirmed (a primary that stepped down) is an outage: it is repeated."""
+    """A write that was refused, or made and not confirmed (a primary that stepped down), is repeated: an outage."""
+    raise_if_refused(error)
     if unsure := (error.details or {}).get("writeConcernErrors"):
         raise WriteConcernError(str(unsure[0].get("errmsg"))) from error
 

@@ -11,7 +11,7 @@ from domain.event import Incoming
 from domain.inbox import InboxItem, Mark, Marking
 from domain.message import Accepted, Message
 from domain.notification import Definition, Notification, matching
-from domain.ports import Claim, DeadFilter, Failing, StoredEvent, Waiting
+from domain.ports import Claim, DeadFilter, Failing, QueueFull, StoredEvent, Unreadable, Waiting
 from domain.suppression import Suppression
 from domain.text import Fault
 from domain.vocabulary import Channel, EventState, Lane, Reason, State
@@ -77,7 +77,7 @@ class MemoryEvents:
         self.due_at.pop(key, None)
         return True
 
-    async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent]:
+    async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent | Unreadable]:
         due = sorted((at, key) for key, at in self.due_at.items() if at <= now)
         return [self.stored[key] for _, key in due[:limit]]
 
@@ -136,11 +136,11 @@ class MemoryDeliveries:
         self.stored[delivery_id] = noted
         return True
 
-    async def due(self, now: datetime, limit: int) -> Sequence[Delivery]:
+    async def due(self, now: datetime, limit: int) -> Sequence[Delivery | Unreadable]:
         due = [delivery for delivery in self.stored.values() if delivery.due_at and delivery.due_at <= now]
         return sorted(due, key=lambda delivery: str(delivery.due_at))[:limit]
 
-    async def untold(self, now: datetime, limit: int) -> Sequence[Delivery]:
+    async def untold(self, now: datetime, limit: int) -> Sequence[Delivery | Unreadable]:
         found = [d for d in self.stored.values() if d.tell_at is not None and d.tell_at <= now]
         return sorted(found, key=lambda d: (d.tell_at, d.id))[:limit]
 
@@ -149,10 +149,11 @@ class MemoryDeliveries:
         if stored.tell_at == delivery.tell_at:
             self.stored[delivery.id] = replace(stored, tell_at=None)
 
-    async def postpone(self, delivery: Delivery, due_at: datetime) -> None:
+    async def postpone(self, delivery: Delivery | Unreadable, at: datetime) -> None:
         stored = self.stored[delivery.id]
-        if stored.due_at is not None and stored.due_at == delivery.due_at:
-            self.stored[delivery.id] = replace(stored, due_at=due_at)
+        if (stored.due_at, stored.tell_at) == (delivery.due_at, delivery.tell_at):
+            due_at, tell_at = stored.due_at and at, stored.tell_at and at
+            self.stored[delivery.id] = replace(stored, due_at=due_at, tell_at=tell_at)
 
     async def reopen(self, before: Delivery, after: Delivery, change: Change) -> bool:
         stored = self.stored.get(before.id)
@@ -199,7 +200,7 @@ class MemorySuppressions:
 
     async def add(self, suppression: Suppression) -> None:
         found = (await self.among([suppression.key])).get(suppression.key)
-        if found is None or (found.delivery is not None and suppression.delivery is None):
+        if found is None or not found.outlasts(suppression):
             self.stored[suppression.key] = suppression
 
     async def withdraw(self, keys: Sequence[str], delivery: str) -> bool:
@@ -260,11 +261,17 @@ class RecordingQueue:
     parked: list[tuple[Dispatch, Reason, str]] = field(default_factory=list)
     rejected: list[tuple[Incoming, Reason, Sequence[Fault]]] = field(default_factory=list)
     told: list[Change] = field(default_factory=list)
+    alone: list[Dispatch] = field(default_factory=list)
     depth: int = 0
     consumers: int = 1
+    full: bool = False
 
     async def dispatch(self, job: Dispatch, *, alone: bool = False) -> None:
+        if self.full:
+            raise QueueFull
         self.dispatched.append(job)
+        if alone:
+            self.alone.append(job)
 
     async def retry(self, job: Dispatch, tier: timedelta) -> None:
         self.retried.append((job, tier))

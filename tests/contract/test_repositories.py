@@ -132,7 +132,7 @@ async def test_settling_tells_which_events_are_not_there(stores: Stores) -> None
 async def test_an_event_is_due_until_it_is_settled(stores: Stores) -> None:
     await stores.events.add(event(1), START)
     await stores.events.add(event(2), START + SECOND)
-    assert [found.key for found in await stores.events.due(START + SECOND, 10)] == ["e-1", "e-2"]
+    assert await stores.events.due(START + SECOND, 10) == [event(1), event(2)]
     await stores.events.settle("e-1", EventState.PLANNED, 3)
     await stores.events.postpone("e-1", START)
     await stores.events.postpone("e-2", START + SECOND * 9)
@@ -140,6 +140,14 @@ async def test_an_event_is_due_until_it_is_settled(stores: Stores) -> None:
     settled = await stores.events.get("e-1")
     assert settled is not None
     assert (settled.state, settled.planned) == (EventState.PLANNED, 3)
+
+
+async def test_how_often_an_event_was_taken_up_is_counted(stores: Stores) -> None:
+    await stores.events.add(event(), START)
+    for taken_up, counted in ((1, 1), (1, 2), (-1, 1), (0, 1)):
+        await stores.events.postpone("e-1", START + SECOND * 9, taken_up)
+        assert await stores.events.due(START + SECOND * 9, 10) == [replace(event(), resumed=counted)]
+    assert await stores.events.due(START + SECOND * 8, 10) == []
 
 
 async def test_a_delivery_reads_back_as_it_was_added_and_stays_as_it_is(stores: Stores) -> None:
@@ -237,6 +245,11 @@ async def test_an_end_is_to_be_told_until_it_is(stores: Stores) -> None:
         assert await stores.deliveries.record(each, 0, [change])
     assert [found.id for found in await stores.deliveries.untold(START + SECOND, 10)] == ["d-1"]
     assert [found.id for found in await stores.deliveries.untold(START + SECOND * 9, 10)] == ["d-1", "d-2"]
+    await stores.deliveries.postpone(ended[0], START + SECOND * 20)
+    await stores.deliveries.postpone(ended[0], START)
+    assert [found.id for found in await stores.deliveries.untold(START + SECOND * 9, 10)] == ["d-2"]
+    ended[0] = replace(ended[0], tell_at=START + SECOND * 20)
+    assert [found.id for found in await stores.deliveries.untold(START + SECOND * 20, 10)] == ["d-2", "d-1"]
     await stores.deliveries.told(ended[0])
     await stores.deliveries.told(replace(ended[1], tell_at=START))
     assert [found.id for found in await stores.deliveries.untold(START + SECOND * 9, 10)] == ["d-2"]

@@ -13,7 +13,7 @@ from deploy.smtp_sink import SmtpSink
 from deploy.webhook_sink import WebhookSink
 from domain.delivery import Delivery
 from domain.operate import Refused
-from domain.vocabulary import Reason, State
+from domain.vocabulary import Channel, Reason, State
 from tests.running import ORDER_SHIPPED, Stack, order
 from tests.waiting import eventually
 
@@ -104,6 +104,7 @@ async def test_at_most_once_stops_where_the_outcome_is_unknown(
         (delivery,) = await stack.final(event)
     assert delivery.state is State.UNKNOWN
     assert len(smtp.mails) == 1
+    assert await stack.core.deliveries.count_by_state() == {(Channel.EMAIL, State.UNKNOWN): 1}
 
 
 async def test_a_signed_webhook_is_repeated_after_503(settings: Settings, stack: Stack, hooks: WebhookSink) -> None:

@@ -32,13 +32,14 @@ from domain.notification import Definition
 from domain.ports import Claim, DeadFilter, StoredEvent, Waiting
 from domain.suppression import Suppression
 from domain.vocabulary import IN_FLIGHT, Channel, EventState, Lane, Reason, State, SuppressionReason
-from storage import deliveries
+from storage import deliveries, event_pages
 from storage.audit import MongoLedger
 from storage.catalog import MongoCatalog
 from storage.database import Database, Document
 from storage.deliveries import DeliveryFilter, MongoDeliveries
 from storage.documents import claim_document, delivery_document, event_document
 from storage.endpoints import MongoEndpoints
+from storage.event_pages import event_page
 from storage.events import MongoEvents
 from storage.files import MongoFiles
 from storage.inbox import MongoInbox
@@ -55,6 +56,8 @@ SENT = 20_000
 FEW = 5
 """Documents that a question is about; among `LONG` others."""
 LIMIT = 10
+STRETCH_HERE = 500
+"""Keys of events that are looked at in one query for those of a state; there are `LONG` and more."""
 MULTIPLE = 2
 """Keys or documents that may be looked at for each that is returned, or asked for by its id."""
 SPARE = 200
@@ -74,11 +77,12 @@ BROADCAST = "event of many"
 
 MORE = {
     "MongoDeliveries.page": "of one event with a state or a channel: looks at the event's deliveries, 10,000 at most",
-    "MongoDeliveries.count_by_state": "counts what is in flight and failed, key by key; or one event's deliveries",
+    "MongoDeliveries.count_by_state": "counts what is in flight or can be replayed, key by key; or one event's",
     "MongoDeliveries.count_due": "counts, key by key",
     "MongoDeliveries.dead": "of one reason, source or type: looks at the keys of what died in the time asked for",
     "MongoDeliveries.count_dead": "counts, key by key",
     "MongoEvents.count_due": "counts, key by key",
+    "event_page": "of one state: looks at the keys of the newest events, at most STRETCH of them at a time",
     "MongoInbox.counts": "counts what is in one inbox, key by key",
     "MongoLedger.moving": "counts what is in flight and what can be replayed, key by key",
     "MongoLedger.late": "counts what is in flight, key by key",
@@ -479,7 +483,8 @@ async def record_twice(stores: Stores) -> None:
     """The second finds that the first was here, and reads it back."""
     assert await stores.deliveries.record(*of_record(queued(0)))
     after, attempt, changes = of_record(queued(0))
-    assert not await stores.deliveries.record(replace(after, provider="other"), attempt, changes)
+    others = [replace(change, provider="other") for change in changes]
+    assert not await stores.deliveries.record(replace(after, provider="other"), attempt, others)
 
 
 def of_record(one: Delivery) -> tuple[Delivery, int, Sequence[Change]]:
@@ -527,6 +532,9 @@ def of_deliveries() -> Iterator[Case]:
     yield from map(count_dead, filters(GRAVES))
     yield from map(page, filters(PAGES))
     yield Case(name + "current", lambda s: s.deliveries.current(SENDING[0].id))
+    yield Case(name + "beginning_with", lambda s: s.deliveries.beginning_with(SENDING[0].id[:9], LIMIT))
+    yield Case(name + "beginning_with", lambda s: s.deliveries.beginning_with(sent(0).id[:8], LIMIT), "thousands")
+    yield Case(name + "beginning_with", lambda s: s.deliveries.beginning_with("no-such-one", LIMIT), "none")
     yield Case(name + "standing", lambda s: s.deliveries.standing(ids))
     yield Case(name + "ids_of_event", lambda s: s.deliveries.ids_of_event(RARE[0].event_key))
     yield Case(name + "ids_of_event", lambda s: s.deliveries.ids_of_event(BROADCAST), "many")
@@ -553,10 +561,24 @@ def of_events() -> Iterator[Case]:
     yield Case(name + "add", lambda s: s.events.add(replace(new, token="another's"), LATER), "known")
     yield Case(name + "get", lambda s: s.events.get(sent(0).event_key))
     yield Case(name + "settle", lambda s: s.events.settle("new", EventState.PLANNED, 1))
+    yield Case(name + "settle", lambda s: s.events.settle("nobody's", EventState.PLANNED, 1), "not there")
     yield Case(name + "due", lambda s: s.events.due(NOW, LIMIT))
     yield Case(name + "count_due", lambda s: s.events.count_due(), "all", keys=LONG)
     yield Case(name + "count_due", lambda s: s.events.count_due(NOW))
     yield Case(name + "postpone", lambda s: s.events.postpone("unplanned-0", NOW - SECOND))
+
+
+def of_event_pages() -> Iterator[Case]:
+    newest, within = LONG - 2, (NOW - old(LONG // 2), "event of sent-01500")
+    for state, after in product((None, *EventState), (None, within, (NOW - old(newest), "unplanned"))):
+        keys = STRETCH_HERE + SPARE if state else 0
+        about = told({"state": state, "after": after})
+        yield Case(
+            "event_page",
+            lambda s, state=state, after=after: event_page(s.database, state, after, LIMIT),  # type: ignore[misc]
+            about,
+            keys,
+        )
 
 
 def of_ledger() -> Iterator[Case]:
@@ -725,6 +747,7 @@ def of_retention() -> Iterator[Case]:
 CASES = [
     *of_deliveries(),
     *of_events(),
+    *of_event_pages(),
     *of_ledger(),
     *of_the_others(),
     *of_suppressions(),
@@ -734,7 +757,7 @@ CASES = [
 ]
 
 
-NOT_A_QUERY = {f"Database.{name}" for name in ("run", "ping", "replica_set", "time", "ensure_indexes")}
+NOT_A_QUERY = {f"Database.{name}" for name in ("run", "write", "ping", "replica_set", "time", "ensure_indexes")}
 NOT_A_QUERY |= {"MongoFiles.close"}
 
 
@@ -780,6 +803,7 @@ async def faults_of(case: Case, stores: Stores, explainer: Explainer) -> list[st
 
 async def test_no_query_looks_at_the_history(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deliveries, "DEAD_PAGE", LIMIT // 3)  # several pages
+    monkeypatch.setattr(event_pages, "STRETCH", STRETCH_HERE)
     async with explained(database_url) as (database, explainer):
         await database.ensure_indexes()
         await asyncio.to_thread(store_history, database_url)

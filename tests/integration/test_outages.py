@@ -11,12 +11,14 @@ from typing import Any
 import aiohttp
 import pytest
 from aiosmtpd.smtp import SMTP
+from motor.motor_asyncio import AsyncIOMotorClient
 
 from config.settings import Settings
 from consumers.app import Application, running
 from deploy.embedded import embedded_servers
 from deploy.processes import free_ports
 from deploy.rabbit_admin import RabbitAdmin
+from deploy.smtp_sink import SmtpSink
 from domain.circuit import Mode
 from domain.vocabulary import Channel, Reason, State
 from tests.conftest import SharedServers
@@ -206,3 +208,37 @@ async def test_what_is_under_way_when_the_channel_is_lost_goes_on_and_is_sent_on
     await server.wait_closed()
     assert (delivery.state, delivery.attempt, delivery.possible_duplicate) == (State.SENT, 1, False)
     assert len(mailbox.mails) == 1
+
+
+async def test_a_database_that_lets_nothing_be_written_parks_nothing(
+    config: dict[str, Any], vhost: str, tmp_path: Path, smtp: SmtpSink
+) -> None:
+    """It answers, so that nothing is paused; as one whose disk or quota is full, or that is being moved."""
+    with embedded_servers(tmp_path / "mongod", amqp=False, log=print) as servers:
+        settings = Settings.model_validate({**config, "mongo_url": servers.mongo_url})
+        async with Stack.open(settings) as stack:
+            await stack.apply(ORDER_SHIPPED)
+            async with running(settings), _refusing(servers.mongo_url):
+                events = [await stack.publish(order()) for _ in range(20)]
+                await eventually(lambda: _nothing_left(stack))
+                assert await stack.depth("notipy.dead.events") == 0
+            async with running(settings):
+                for event in events:
+                    assert (await stack.final(event))[0].state is State.SENT
+                assert await stack.depth("notipy.dead.events") == 0
+    assert len(smtp.mails) == len(events)
+
+
+@asynccontextmanager
+async def _refusing(mongo_url: str) -> AsyncIterator[None]:
+    client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(mongo_url)
+    try:
+        await client.admin.command({"setUserWriteBlockMode": 1, "global": True})
+        yield
+    finally:
+        await client.admin.command({"setUserWriteBlockMode": 1, "global": False})
+        client.close()
+
+
+async def _nothing_left(stack: Stack) -> bool:
+    return await stack.depth("notipy.events") == 0

@@ -1,17 +1,20 @@
 """Held, lost, cancelled, overdue: what the database drives on when no message does."""
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 
 import aio_pika
 import aiohttp
+import pytest
 
 from config.settings import Settings
 from consumers.app import running
 from deploy.rabbit_admin import RabbitAdmin
 from deploy.smtp_sink import SmtpSink
+from domain.accept import Accept
 from domain.operate import Refused
-from domain.ports import Claim
+from domain.ports import Claim, StoredEvent
 from domain.vocabulary import EventState, Reason, State
 from tests.conftest import SharedServers
 from tests.running import ORDER_SHIPPED, Stack, order, total
@@ -122,6 +125,59 @@ async def test_an_event_whose_planning_was_cut_short_is_completed(
         await eventually(planned)
     (delivery,) = await stack.deliveries(event)
     assert delivery.state is State.SENT
+
+
+async def test_an_event_that_is_being_planned_holds_up_no_delivery(
+    settings: Settings, stack: Stack, smtp: SmtpSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    async with running(settings, ["events"]):
+        event = await stack.publish(order(send_at=after(1)))
+        held = await stack.reach(event, State.HELD)
+    raw = stack.core.database.collection("events")
+    resuming: list[StoredEvent] = []
+
+    async def for_minutes(_: Accept, stored: StoredEvent) -> None:
+        resuming.append(stored)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Accept, "resume", for_minutes)
+    await raw.update_one({"_id": held.event_key}, {"$set": {"state": "accepted", "due_at": datetime.now(UTC)}})
+    async with running(settings, ["sweeper"]):
+        await eventually(lambda: len(resuming) == 1)
+    stopped = await raw.find_one({"_id": held.event_key})
+    assert stopped is not None
+    assert stopped["resumed"] == 0, "the process was stopped in order"
+    async with running(settings, ["email", "sweeper"]):
+        await eventually(lambda: len(resuming) == 2)
+        (delivery,) = await stack.final(event)
+    assert delivery.state is State.SENT
+    assert len(smtp.mails) == 1
+
+
+async def test_what_cannot_be_read_stops_nothing_else(settings: Settings, stack: Stack, smtp: SmtpSink) -> None:
+    await stack.apply(ORDER_SHIPPED)
+    async with running(settings, ["events"]):
+        at = after(1)
+        events = [await stack.publish(order(send_at=at)) for _ in range(3)]
+        held = [await stack.reach(event, State.HELD) for event in events]
+    # what a newer version has written, that was taken back
+    deliveries, raw = stack.core.database.collection("deliveries"), stack.core.database.collection("events")
+    await deliveries.update_one({"_id": held[0].id}, {"$set": {"channel": "voice", "due_at": held[0].created_at}})
+    archived = {"state": "archived", "due_at": held[1].created_at}
+    await raw.update_one({"_id": held[1].event_key}, {"$set": archived})
+    async with running(settings) as application:
+        (delivery,) = await stack.final(events[2])
+        await eventually(lambda: total(application, "notipy_swept_total", reason="fault") >= 3)
+
+        async def set_aside() -> bool:
+            now = {"$gt": datetime.now(UTC) + timedelta(minutes=5)}
+            lame = await deliveries.count_documents({"_id": held[0].id, "due_at": now})
+            return lame + await raw.count_documents({"_id": held[1].event_key, "due_at": now}) == 2
+
+        await eventually(set_aside)
+    assert delivery.state is State.SENT
+    assert len(smtp.mails) == 1
 
 
 async def test_only_one_of_two_instances_sweeps(settings: Settings, stack: Stack) -> None:

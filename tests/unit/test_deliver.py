@@ -2,13 +2,16 @@ from datetime import timedelta
 
 import pytest
 
-from domain.circuit import FORGIVEN_AT_MOST
+from domain.circuit import FORGIVEN_AT_MOST, Circuit
 from domain.deliver import HELD_SPREAD, HeldBack, Late, NotClaimed, Settled
+from domain.delivery import Change, Delivery
 from domain.dispatch import STALE_AFTER, Dispatch
 from domain.failures import PermanentFailure, TransientFailure, UnknownOutcome
 from domain.message import Accepted
+from domain.pool import Member
 from domain.ports import Claim
 from domain.vocabulary import Reason, Semantics, State
+from tests.fakes import ScriptedProvider
 from tests.unit.world import LEASE, OVERDUE, SMALL, World
 
 
@@ -131,6 +134,43 @@ async def test_a_lost_retry_message_is_published_again_on_redelivery() -> None:
     assert isinstance(result, NotClaimed)
     assert len(world.queue.retried) == 1
     assert world.queue.retried[0][0].attempt == 2
+
+
+async def test_the_end_that_another_provider_came_to_is_told_when_the_message_of_the_first_comes_again() -> None:
+    world = World()
+    world.provider.script = [TransientFailure(Reason.CONNECTION_REFUSED, "x", provider_fault=True)]
+    world.others = [Member(ScriptedProvider(name="second"), Circuit("second", world.clock))]
+    job = await first(world)
+    told = world.queue.status
+
+    async def ends_its_process(delivery: Delivery, change: Change, *, patient: bool = False) -> None:
+        if change.state is State.SENT:
+            raise SystemError
+        await told(delivery, change, patient=patient)
+
+    world.queue.status = ends_its_process  # type: ignore[method-assign]
+    with pytest.raises(SystemError):
+        await world.deliver(job)
+    world.queue.status = told  # type: ignore[method-assign]
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.attempt) == (State.SENT, 2)
+    result = await world.deliver(job, redelivered=True)
+    assert isinstance(result, NotClaimed)
+    assert result.why == "decided"
+    assert [(change.state, change.attempt) for change in world.queue.told].count((State.SENT, 2)) == 1
+
+
+async def test_a_message_of_an_attempt_that_others_have_followed_publishes_nothing() -> None:
+    world = World()
+    world.provider.script = [TransientFailure(Reason.TIMEOUT, "slow")] * 2
+    job = await first(world)
+    await world.deliver(job)
+    await world.deliver(world.queue.retried[0][0])
+    world.queue.retried.clear()
+    world.queue.told.clear()
+    result = await world.deliver(job, redelivered=True)
+    assert isinstance(result, NotClaimed)
+    assert (result.why, world.queue.retried, world.queue.told) == ("superseded", [], [])
 
 
 async def test_a_consumer_that_died_leaves_its_claim_to_the_sweeper() -> None:

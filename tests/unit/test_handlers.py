@@ -10,12 +10,12 @@ from unittest.mock import AsyncMock
 import pytest
 
 from consumers import codec
-from consumers.handlers import DeliveryHandler, Guarded
+from consumers.handlers import TAKEN_APART_AFTER, DeliveryHandler, Guarded
 from consumers.metrics import Metrics
 from domain.deliver import Deliver, Result
 from domain.dispatch import Dispatch
 from domain.vocabulary import Channel, Reason, State
-from tests.unit.world import World
+from tests.unit.world import OVERDUE, World
 
 
 @dataclass
@@ -121,3 +121,37 @@ async def test_a_receipt_whose_handling_fails_is_parked_with_its_content_type() 
     guarded = Guarded("receipts", handle, queue, AsyncMock(), metrics, 20, poisoned, asyncio.Lock())
     await guarded(cast("Any", Message(b"a mail", headers, content_type="message/rfc822")))
     assert queue.reject.call_args.args[-1] == {**headers, codec.CONTENT_TYPE: "message/rfc822"}
+
+
+@pytest.mark.parametrize(
+    ("handed_out", "stopping"), [(TAKEN_APART_AFTER, False), (1, True)], ids=["taken apart", "stopping"]
+)
+async def test_what_is_passed_on_is_told_as_what_has_been_handed_out_before(handed_out: int, stopping: bool) -> None:
+    """Its status may not have been published: the process that recorded it may have died before."""
+    world = World()
+    jobs, message = await three(world)
+    message.redelivered, message.headers["x-delivery-count"] = True, handed_out
+    await world.deliver(jobs[0])
+    world.queue.told.clear()
+    world.queue.dispatched.clear()
+    passing = DeliveryHandler(Channel.EMAIL, world.deliver, world.operate, world.queue, Metrics(), 10, lambda: stopping)
+    await passing(cast("Any", message))
+    assert len(world.queue.dispatched) == len(world.queue.alone) == 3
+    for job in world.queue.alone:
+        (parcel,) = codec.parcels([job])
+        assert isinstance(parcel, codec.Parcel)
+        await handler(world, world.deliver, 10)(Message(parcel.body, {**parcel.headers, codec.AGAIN: True}))
+    assert [change.state for change in world.queue.told].count(State.SENT) == 3
+
+
+async def test_what_cannot_be_passed_on_is_left_to_the_sweeper() -> None:
+    world = World()
+    _, message = await three(world)
+    message.headers["x-delivery-count"] = TAKEN_APART_AFTER
+    world.queue.full = True
+    await handler(world, world.deliver, 10)(message)
+    assert [each.state for each in world.deliveries.stored.values()] == [State.QUEUED] * 3
+    world.queue.full = False
+    world.clock.advance(OVERDUE)
+    await world.sweep()
+    assert len(world.queue.dispatched) == 3 + 3

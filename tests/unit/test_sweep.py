@@ -1,18 +1,20 @@
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from domain.deliver import HeldBack
-from domain.delivery import Delivery
+from domain.delivery import Change, Delivery
 from domain.dispatch import Dispatch
 from domain.failures import TransientFailure
 from domain.operate import Refused
-from domain.ports import Purpose
-from domain.sweep import RECORDING, RESUMPTIONS
-from domain.vocabulary import EventState, Reason, Semantics, State
+from domain.ports import Claim, Purpose, StoredEvent, Unreadable
+from domain.sweep import GIVE_UP_AFTER, RECORDING, RESUMPTIONS, UNREADABLE_FOR
+from domain.vocabulary import Channel, EventState, Reason, Semantics, State
 from tests.unit.world import LEASE, OVERDUE, SMALL, World
+from tests.waiting import eventually
 
 
 async def test_a_lost_work_order_is_dispatched_again() -> None:
@@ -247,7 +249,7 @@ async def test_a_claim_is_live_for_a_while_after_an_outage_of_the_database() -> 
 )
 async def test_nothing_was_sent_under_a_claim_for_another_purpose(purpose: Purpose, state: State) -> None:
     world = World()
-    (job,) = await world.accepted()
+    (job,) = await world.accepted(SMALL[:-1] + b', "expires_at": "2026-11-22T17:06:00Z"}')
     await world.deliveries.claim(replace(world.deliver._claim(job), purpose=purpose))
     world.clock.advance(OVERDUE + LEASE)
     await world.sweep()
@@ -342,3 +344,239 @@ async def test_a_full_queue_stops_neither_other_channels_nor_the_sweeper(monkeyp
     world.clock.advance(OVERDUE * 2)
     await world.sweep()
     assert stuck.delivery.id in {job.delivery.id for job in world.queue.dispatched}
+
+
+async def no_time(*_: object, **__: object) -> None:
+    """Never ends."""
+    await asyncio.Event().wait()
+
+
+async def unplanned(world: World) -> str:
+    """The key of an event whose planning has not been completed, and is due."""
+    await world.accepted()
+    (key,) = world.events.stored
+    world.events.stored[key] = replace(world.events.stored[key], state=EventState.ACCEPTED)
+    world.events.due_at[key] = world.clock()
+    return key
+
+
+async def test_that_a_process_is_stopped_in_order_is_no_fault_of_the_event_that_it_plans(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    key = await unplanned(world)
+    world.deliveries.stored.clear()
+    monkeypatch.setattr(world.queue, "dispatch", no_time)
+    for _ in range(RESUMPTIONS + 1):
+        planning = asyncio.create_task(world.sweep.plan())
+        await eventually(lambda: world.events.stored[key].resumed == 1)
+        planning.cancel()
+        await asyncio.gather(planning, return_exceptions=True)
+        assert planning.cancelled()
+        assert world.events.stored[key].resumed == 0
+        assert world.events.due_at[key] == world.clock(), "whoever leads next goes on with it"
+    assert (world.events.stored[key].state, world.queue.rejected) == (EventState.ACCEPTED, [])
+
+
+async def test_a_stop_does_not_wait_for_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domain.sweep.STOPPED_WITHIN", timedelta(milliseconds=20))
+    world = World()
+    key = await unplanned(world)
+    world.deliveries.stored.clear()
+    monkeypatch.setattr(world.queue, "dispatch", no_time)
+    planning = asyncio.create_task(world.sweep.plan())
+    await eventually(lambda: world.events.stored[key].resumed == 1)
+    monkeypatch.setattr(world.events, "postpone", no_time)
+    planning.cancel()
+    async with asyncio.timeout(1):
+        await asyncio.gather(planning, return_exceptions=True)
+    assert planning.cancelled()
+
+
+async def test_deliveries_do_not_wait_for_an_event_that_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    await world.accepted(SMALL[:-1] + b', "send_at": "2026-11-22T18:00:00Z"}')
+    world.clock.advance(timedelta(hours=1))
+    (key,) = world.events.stored
+    world.events.due_at[key] = world.clock()
+    assert (await world.sweep.drive()).deliveries == {Reason.RELEASED: 1}
+    assert world.events.stored[key].resumed == 0
+    assert (await world.sweep.plan()).events == 1
+
+
+async def lost_event(world: World) -> None:
+    world.events.stored.clear()
+
+
+async def unreadable_for_a_day(world: World) -> None:
+    for key, stored in world.events.stored.items():
+        world.events.stored[key] = replace(stored, body=b"no event")
+    world.clock.advance(GIVE_UP_AFTER)
+
+
+async def without_its_channel(world: World) -> None:
+    (stored,) = world.deliveries.stored.values()
+    world.deliveries.stored[stored.id] = replace(stored, channel=Channel.SMS)
+
+
+@pytest.mark.parametrize("hopeless", [lost_event, unreadable_for_a_day, without_its_channel])
+async def test_what_the_sweeper_gives_up_is_not_sent_though_its_order_still_waits(
+    hopeless: Callable[[World], Awaitable[None]],
+) -> None:
+    world = World()
+    (job,) = await world.accepted()
+    await hopeless(world)
+    world.clock.advance(OVERDUE)
+    await world.sweep()
+    (stored,) = world.deliveries.stored.values()
+    assert (stored.state, stored.possible_duplicate, len(world.queue.parked)) == (State.FAILED, False, 1)
+    await world.deliver(job)
+    assert not world.provider.sent
+    (stored,) = world.deliveries.stored.values()
+    assert stored.state is State.FAILED
+
+
+@pytest.mark.parametrize("hopeless", [lost_event, unreadable_for_a_day, without_its_channel])
+async def test_what_is_being_sent_is_not_given_up(hopeless: Callable[[World], Awaitable[None]]) -> None:
+    world = World()
+    (job,) = await world.accepted()
+    await hopeless(world)
+    world.clock.advance(OVERDUE)
+    claims = world.deliveries.claims
+
+    async def too_early(ids: Sequence[str]) -> Mapping[str, Claim]:
+        """A consumer claims it between the sweeper's two questions."""
+        found = await claims(ids)
+        assert await world.deliveries.claim(world.deliver._claim(job))
+        return found
+
+    world.deliveries.claims = too_early  # type: ignore[method-assign]
+    await world.sweep()
+    (stored,) = world.deliveries.stored.values()
+    assert (stored.state, world.queue.parked) == (State.QUEUED, [])
+
+
+async def test_what_a_sweeper_had_claimed_to_give_up_ends_though_it_ended_first() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    await world.deliveries.claim(replace(world.deliver._claim(job), purpose=Purpose.EXPIRE))
+    world.clock.advance(OVERDUE + LEASE)
+    await world.sweep()
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.reason, stored.attempt) == (State.FAILED, Reason.INTERNAL_ERROR, 0)
+    assert not stored.possible_duplicate
+    assert len(world.queue.parked) == 1
+
+
+async def test_a_round_ends_though_the_database_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domain.sweep.BATCH", 2)
+    world = World()
+    for number in range(3):
+        await world.accepted(message_id=f"m-{number}")
+    world.queue.dispatched.clear()
+
+    async def refused(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(world.deliveries, "postpone", refused)
+    world.clock.advance(OVERDUE)
+    async with asyncio.timeout(1):
+        await world.sweep()
+    assert len(world.queue.dispatched) == 2
+
+
+async def test_one_round_takes_all_that_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domain.sweep.BATCH", 2)
+    world = World()
+    for number in range(5):
+        await world.accepted(message_id=f"m-{number}")
+    world.clock.advance(OVERDUE)
+    assert (await world.sweep()).deliveries == {Reason.REDRIVEN: 5}
+
+
+async def test_an_event_that_cannot_be_read_stops_its_own_deliveries_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    (lame,) = await world.accepted(message_id="m-1")
+    (sound,) = await world.accepted(message_id="m-2")
+    world.queue.dispatched.clear()
+    get = world.events.get
+
+    async def archived(key: str) -> StoredEvent | None:
+        if key == lame.delivery.event_key:
+            raise ValueError("'archived' is not a valid EventState")
+        return await get(key)
+
+    monkeypatch.setattr(world.events, "get", archived)
+    world.clock.advance(OVERDUE)
+    swept = await world.sweep()
+    assert len(swept.faults) == 1
+    assert [job.delivery.id for job in world.queue.dispatched] == [sound.delivery.id]
+    assert (await world.sweep()).idle
+
+
+async def test_a_claim_that_cannot_be_read_stops_its_own_delivery_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    (lame,) = await world.accepted(message_id="m-1")
+    (sound,) = await world.accepted(message_id="m-2")
+    await world.deliveries.claim(world.deliver._claim(lame))
+    world.queue.dispatched.clear()
+    claims = world.deliveries.claims
+
+    async def for_another_purpose(ids: Sequence[str]) -> Mapping[str, Claim]:
+        if lame.delivery.claim_id(1) in ids:
+            raise ValueError("'pause' is not a valid Purpose")
+        return await claims(ids)
+
+    monkeypatch.setattr(world.deliveries, "claims", for_another_purpose)
+    world.clock.advance(OVERDUE)
+    assert len((await world.sweep()).faults) == 1
+    assert [job.delivery.id for job in world.queue.dispatched] == [sound.delivery.id]
+    world.clock.advance(GIVE_UP_AFTER)
+    await world.sweep()
+    assert world.deliveries.stored[lame.delivery.id].state is State.QUEUED, "somebody has claimed it"
+
+
+async def test_what_cannot_be_read_is_told_and_looked_at_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    (job,) = await world.accepted()
+    (key,) = world.events.stored
+    world.events.due_at[key] = world.clock() + OVERDUE
+    due, events_due = world.deliveries.due, world.events.due
+
+    async def no_delivery(now: datetime, limit: int) -> Sequence[Delivery | Unreadable]:
+        return [Unreadable(each.id, "no Channel", each.due_at) for each in await due(now, limit)]
+
+    async def no_event(now: datetime, limit: int) -> Sequence[StoredEvent | Unreadable]:
+        return [Unreadable(key, "no EventState", now) for _ in await events_due(now, limit)]
+
+    monkeypatch.setattr(world.deliveries, "due", no_delivery)
+    monkeypatch.setattr(world.events, "due", no_event)
+    world.clock.advance(OVERDUE)
+    told = [
+        f"1 deliveries cannot be read: {job.delivery.id}: no Channel",
+        f"1 events cannot be read: {key}: no EventState",
+    ]
+    assert (await world.sweep()).faults == told
+    assert (await world.sweep()).idle
+    assert world.events.stored[key].resumed == 0
+    world.clock.advance(UNREADABLE_FOR)
+    assert (await world.sweep()).faults == told
+
+
+async def test_a_full_dead_letter_queue_does_not_stop_the_sweeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domain.sweep.TAKEN_WITHIN", timedelta(milliseconds=20))
+    world = World()
+    (job,) = await world.accepted()
+    failed = world.deliveries.stored[job.delivery.id]
+    change = Change(State.FAILED, world.clock(), Reason.TIMEOUT, 1, 1)
+    failed = replace(failed.changed(change, None), tell_at=world.clock())
+    world.deliveries.stored[failed.id] = failed
+    park = world.queue.park
+    monkeypatch.setattr(world.queue, "park", no_time)
+    swept = await world.sweep()
+    assert (swept.told, swept.faults) == (0, ["notipy.dead.email takes nothing: it is full"])
+    assert (await world.sweep()).idle
+    monkeypatch.setattr(world.queue, "park", park)
+    world.clock.advance(OVERDUE)
+    assert (await world.sweep()).told == 1
+    assert len(world.queue.parked) == 1

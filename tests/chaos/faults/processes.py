@@ -79,7 +79,7 @@ FAULTS = (
         "kill-stored",
         f"{_KILLED} that has stored, not dispatched",
         _killed_by_itself,
-        failpoints=_at("stored", "kill", 30, 500),
+        failpoints=_at("stored", "kill", 30, 350),
     ),
     Fault(
         "kill-published",
