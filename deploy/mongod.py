@@ -49,6 +49,8 @@ def start_mongod(
         *(find_mongod(), "--dbpath", data, "--port", str(port), "--bind_ip", LOOPBACK, "--nounixsocket"),
         *("--replSet", _REPLICA_SET, "--oplogSize", str(_OPLOG_MB), "--wiredTigerCacheSizeGB", str(_CACHE_GB)),
         *("--setParameter", "diagnosticDataCollectionEnabled=false"),
+        # nobody reads the past; by default the files of what was dropped stay for five minutes, open, for whoever does
+        *("--setParameter", "minSnapshotHistoryWindowInSeconds=0"),
         *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100"),  # by default it waits 15 s for readers
         *(("--setParameter", "enableTestCommands=1") if test_commands else ()),
         *("--quiet",),
