@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -64,16 +65,16 @@ def states(number: int) -> EventState:
 
 @pytest.mark.usefixtures("database")
 @pytest.mark.parametrize("moments", [1, 4, 100], ids="{} of one moment".format)
-@pytest.mark.parametrize("limit", [1, 3, 7, 100])
 async def test_pages_go_through_all_once_the_newest_first(
-    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch, moments: int, limit: int
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch, moments: int
 ) -> None:
     monkeypatch.setattr(event_pages, "STRETCH", 7)
     stored = [event(n, states(n), START + SECOND * (n // moments)) for n in range(40)]
     store(database_url, stored)
     newest = [each.id for each in sorted(stored, key=lambda each: (each.received_at, each.key), reverse=True)]
     by_id = {each.id: each.state for each in stored}
-    for state in (None, EventState.UNMATCHED, EventState.FAILED, EventState.ACCEPTED):
+    states_asked = (None, EventState.UNMATCHED, EventState.FAILED, EventState.ACCEPTED)
+    for state, limit in product(states_asked, (1, 3, 7, 100)):
         found = await pages(database, state, limit)
         assert [name for page in found for name in page] == [n for n in newest if state in {None, by_id[n]}]
         assert max(map(len, found)) <= limit

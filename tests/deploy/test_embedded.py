@@ -102,31 +102,35 @@ def test_the_start_fails_half_way_and_leaves_nothing(tmp_path: Path, monkeypatch
     assert [entry.name for entry in tmp_path.iterdir()] == ["log"]
 
 
-@pytest.mark.parametrize(("server", "amqp"), [("mongod", False), ("epmd", True)], ids=["mongod", "epmd"])
-def test_a_port_that_is_taken_after_it_was_chosen_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str, amqp: bool
-) -> None:
-    position, told = {"mongod": -1, "epmd": 4}[server], list[str]()
-    with ExitStack() as thieves:
-        monkeypatch.setattr(embedded, "free_ports", taken_once(position, thieves))
+def test_a_port_that_is_taken_after_it_was_chosen_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[str]()
+    with ExitStack() as resources:
+        monkeypatch.setattr(embedded, "free_ports", taken_once(-1, resources))
 
-        with embedded_servers(tmp_path, amqp=amqp, log=told.append) as servers:
-            assert server in servers.pids
-            with MongoClient[dict[str, object]](servers.mongo_url) as client:
-                client.get_default_database().things.insert_one({})
-            if amqp:
-                connect(servers, "/").close()
+        servers = resources.enter_context(embedded_servers(tmp_path, amqp=False, log=told.append))
+
+        with MongoClient[dict[str, object]](servers.mongo_url) as client:
+            client.get_default_database().things.insert_one({})
 
     assert sum("taken a port" in line for line in told) == 1
     assert not using(tmp_path)
 
 
-def test_ports_that_are_always_taken_end_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("position", "amqp", "says"), [(-1, False, "mongod ended with status 48"), (4, True, "epmd")])
+def test_ports_that_are_always_taken_end_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: int, amqp: bool, says: str
+) -> None:
     with listening_on(0) as thief:
         taken = thief.getsockname()[1]
-        monkeypatch.setattr(embedded, "free_ports", lambda count: [*free_ports(count - 1), taken])
 
-        with pytest.raises(PortTaken, match="mongod ended with status 48"), servers_of(tmp_path):
+        def choose(count: int) -> list[int]:
+            chosen = free_ports(count)
+            chosen[position] = taken
+            return chosen
+
+        monkeypatch.setattr(embedded, "free_ports", choose)
+
+        with pytest.raises(PortTaken, match=says), servers_of(tmp_path, amqp=amqp):
             pytest.fail("it started")
 
     assert not using(tmp_path)
