@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from cli.failures import BadInput, CommandFailed, CommandGroup
-from cli.options import JsonOption
+from cli.options import AtMostOption, JsonOption
 from cli.output import Column, counted, hint, json_line, print_fields, print_table, say
 from cli.session import execute, load, storage
 
@@ -123,7 +123,7 @@ def list_(
     search: Annotated[
         str, typer.Option("--search", help="Only those with these words in name, description, pattern or templates.")
     ] = "",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 100,
+    limit: AtMostOption = 100,
     after: Annotated[str, typer.Option("--after", metavar="NAME", help="Go on after this name.")] = "",
     as_json: JsonOption = False,
 ) -> None:

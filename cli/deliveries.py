@@ -10,7 +10,7 @@ import typer
 from cli.events import unknown_event
 from cli.failures import BadInput, CommandFailed, CommandGroup
 from cli.inputs import cursor_of, read_cursor
-from cli.options import ChannelOption, JsonOption, StateOption
+from cli.options import AfterOption, AtMostOption, ChannelOption, JsonOption, StateOption
 from cli.output import hint, json_line, say
 from cli.session import core, execute, load, storage
 
@@ -36,10 +36,8 @@ def list_(
     ] = None,
     channel: ChannelOption = None,
     state: StateOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
-    after: Annotated[
-        str | None, typer.Option("--after", metavar="CURSOR", help="Go on after the page that ended so.")
-    ] = None,
+    limit: AtMostOption = 50,
+    after: AfterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List deliveries, the newest first.

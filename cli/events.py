@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from cli.failures import CommandFailed, CommandGroup
-from cli.options import JsonOption
+from cli.options import AfterOption, AtMostOption, JsonOption
 from cli.output import Column, counted, hint, json_line, print_fields, print_table, say, time_text
 from cli.session import execute, load, storage
 from domain.vocabulary import EventState
@@ -38,10 +38,8 @@ LOOKED_AT = 1_000_000
 def list_(
     ctx: typer.Context,
     state: Annotated[EventState | None, typer.Option("--state", help="Only those in this state.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
-    after: Annotated[
-        str | None, typer.Option("--after", metavar="CURSOR", help="Go on after the page that ended so.")
-    ] = None,
+    limit: AtMostOption = 50,
+    after: AfterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List events, the newest first: those of every state, or of one.

@@ -41,6 +41,10 @@ class Globals:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 ChannelOption = Annotated[Channel | None, typer.Option("--channel", help="Only this channel.")]
+AtMostOption = Annotated[int, typer.Option("--limit", min=1, help="At most so many.")]
+AfterOption = Annotated[
+    str | None, typer.Option("--after", metavar="CURSOR", help="Go on after the page that ended so.")
+]
 StateOption = Annotated[State | None, typer.Option("--state", help="Only those in this state.")]
 ParkedOption = Annotated[
     Parked | None,

@@ -99,9 +99,8 @@ class Accept:
         notifications = () if event.content else tuple(self.catalog.matching(event.topic))
         stored, data = self._stored(event, notifications), travelling(event)
         planned = self._planned(event, notifications, stored)
-        first: Sequence[Delivery] = await anext(
-            planned, []
-        )  # a tuple as a default is an error of CPython's (gh-128078)
+        nothing: Sequence[Delivery] = []  # a tuple as the default of `anext` meets an error of CPython's (gh-128078)
+        first = await anext(planned, nothing)
         # one that does not travel with its deliveries is read by them
         while not await self.events.add(stored, self.now() + self.overdue, first, durable=data is None):
             if (known := await self.events.get(event.key)) is not None:

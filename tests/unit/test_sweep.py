@@ -468,29 +468,31 @@ async def test_what_a_sweeper_had_claimed_to_give_up_ends_though_it_ended_first(
     assert len(world.queue.parked) == 1
 
 
-async def test_a_round_ends_though_the_database_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def in_batches_of_two(monkeypatch: pytest.MonkeyPatch, due: int) -> World:
+    """So many deliveries are due, and were dispatched long ago."""
     monkeypatch.setattr("domain.sweep.BATCH", 2)
     world = World()
-    for number in range(3):
+    for number in range(due):
         await world.accepted(message_id=f"m-{number}")
     world.queue.dispatched.clear()
+    world.clock.advance(OVERDUE)
+    return world
+
+
+async def test_a_round_ends_though_the_database_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await in_batches_of_two(monkeypatch, 3)
 
     async def refused(*_: object) -> None:
         return None
 
     monkeypatch.setattr(world.deliveries, "postpone", refused)
-    world.clock.advance(OVERDUE)
     async with asyncio.timeout(1):
         await world.sweep()
     assert len(world.queue.dispatched) == 2
 
 
 async def test_one_round_takes_all_that_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("domain.sweep.BATCH", 2)
-    world = World()
-    for number in range(5):
-        await world.accepted(message_id=f"m-{number}")
-    world.clock.advance(OVERDUE)
+    world = await in_batches_of_two(monkeypatch, 5)
     assert (await world.sweep()).deliveries == {Reason.REDRIVEN: 5}
 
 
