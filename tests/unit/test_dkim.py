@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from pydantic import ValidationError
 
-from channels.dkim_signature import THREAD_FROM, DkimOptions, DkimSigner, Key
+from channels.dkim_signature import THREAD_FROM, DkimOptions, DkimSigner
 from channels.fetch import File
 from channels.mail import Mail, compose, parse_sender
 from channels.registry import make_provider
@@ -24,6 +24,7 @@ from tests.contract.peers import scripted_smtp
 
 AT = datetime(2026, 11, 22, 17, 0, tzinfo=UTC)
 RSA = rsa.generate_private_key(65537, 2048)
+Key = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 ED25519 = ed25519.Ed25519PrivateKey.generate()
 
 
