@@ -13,6 +13,7 @@ from domain.failures import place_of
 from storage.catalog import MongoCatalog
 from storage.database import Database, connect
 from storage.deliveries import MongoDeliveries
+from storage.documents import CannotRead
 from storage.events import MongoEvents
 from storage.inbox import MongoInbox
 from storage.migrations import MIGRATIONS, Migration, Migrations, Schema
@@ -59,6 +60,7 @@ async def open_storage(
             await database.ensure_indexes()
         async with _brought_forward(steps, schema, wait):
             events, deliveries = MongoEvents(database, settings.events.concurrency), MongoDeliveries(database)
+            deliveries.on_unreadable = _log_unreadable
             inbox, suppressions = MongoInbox(database), MongoSuppressions(database)
             yield Stores(database, events, deliveries, MongoCatalog(database), inbox, suppressions)
 
@@ -88,6 +90,10 @@ async def _until_newest(migrations: Migrations) -> None:
         except Exception as error:  # noqa: BLE001 - logged, and tried again
             log.error("schema.migration_failed", error=place_of(error))
         await asyncio.sleep(AGAIN_AFTER)
+
+
+def _log_unreadable(found: CannotRead) -> None:
+    log.warning("delivery.unreadable", delivery=found.delivery_id, why=found.why)
 
 
 def _log_done(step: Migration, seconds: float) -> None:

@@ -1,6 +1,6 @@
 """The deliveries and the claims on their attempts."""
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from heapq import nlargest
@@ -13,10 +13,19 @@ from domain.group_commit import GroupCommit
 from domain.ports import Claim, DeadFilter, Unreadable
 from domain.vocabulary import IN_FLIGHT, REPLAYABLE, Channel, Reason, State
 from storage.database import Database, Document
-from storage.documents import claim_document, delivery_document, read_change, read_claim, read_delivery, readable
-from storage.writes import Update, insert_all, insert_own, update_all
+from storage.documents import (
+    CannotRead,
+    claim_document,
+    delivery_document,
+    delivery_of,
+    read_change,
+    read_claim,
+    read_delivery,
+    readable,
+)
+from storage.writes import Amendment, Found, Update, amend_all, insert_all, insert_own, update_all
 
-_IN_FLIGHT = [str(state) for state in IN_FLIGHT]
+_IN_FLIGHT = tuple(str(state) for state in IN_FLIGHT)
 _SENDABLE = [str(state) for state in IN_FLIGHT if state is not State.HELD]
 """Stored states of a delivery that is `sending` as long as its next attempt is claimed."""
 _STORED_STATES = [str(state) for state in State if state is not State.SENDING]
@@ -51,7 +60,7 @@ HISTORY_KEPT = 200
 class _Record:
     delivery_id: str
     change: Change
-    update: Update
+    amendment: Amendment
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,10 @@ class DeliveryFilter:
 
 
 class MongoDeliveries:
-    """`domain.ports.Deliveries` in the collections `deliveries` and `attempts`."""
+    """`domain.ports.Deliveries` in the collections `deliveries` and `attempts`.
+
+    `on_unreadable` is called with each that a list leaves out, because it cannot be read.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -85,6 +97,7 @@ class MongoDeliveries:
         self._claims: GroupCommit[Claim, bool] = GroupCommit(self._insert_claims)
         self._records: GroupCommit[_Record, bool] = GroupCommit(self._write_records)
         self._postponements: GroupCommit[Update, None] = GroupCommit(self._postpone)
+        self.on_unreadable: Callable[[CannotRead], None] = lambda _: None
 
     async def add(self, deliveries: Sequence[Delivery]) -> None:
         """One delivery shares its insert with other events'; many make an insert of their own."""
@@ -104,7 +117,7 @@ class MongoDeliveries:
         query = {"reference": reference, "provider": {"$in": list(providers)}}
         latest = [("created_at", DESCENDING)]
         document = await self._database.run(lambda: self._collection.find_one(query, sort=latest, hint="reference"))
-        return read_delivery(document) if document else None
+        return delivery_of(document) if document else None
 
     async def claim(self, claim: Claim) -> bool:
         """An insert with a unique `_id`: grouped, yet each caller learns whether it won."""
@@ -118,14 +131,8 @@ class MongoDeliveries:
 
     async def record(self, delivery: Delivery, expected_attempt: int, changes: Sequence[Change]) -> bool:
         """A conditional update, grouped with others'."""
-        condition = {
-            "_id": delivery.id,
-            "epoch": delivery.epoch,
-            "attempt": expected_attempt,
-            "state": {"$in": _IN_FLIGHT},
-        }
-        update = Update(condition, _update(delivery, changes))
-        return await self._records.submit(_Record(delivery.id, changes[-1], update))
+        found = (("epoch", (delivery.epoch,)), ("attempt", (expected_attempt,)), ("state", _IN_FLIGHT))
+        return await self._records.submit(_Record(delivery.id, changes[-1], _amendment(delivery, found, changes)))
 
     async def note(self, delivery_id: str, change: Change, *, once: bool = False, reference: str | None = None) -> bool:
         """A late `sent` makes what was sent meanwhile a possible duplicate."""
@@ -175,25 +182,24 @@ class MongoDeliveries:
 
     async def reopen(self, before: Delivery, after: Delivery, change: Change) -> bool:
         """One conditional update: of two callers, one matches."""
-        condition = {"_id": before.id, "state": str(before.state), "epoch": before.epoch}
-        update = _update(after, [change])
+        amendment = _amendment(after, _standing_as(before), [change])
         if before.reference is not None and after.reference is None:  # the epoch that it belonged to is over
-            update = {**update, "$unset": {**update.get("$unset", {}), "reference": ""}}
+            amendment = replace(amendment, unset=(*amendment.unset, "reference"))
+        update = amendment.alone()
         tries = 0
 
         async def write() -> bool:
             nonlocal tries
             tries += 1
-            return bool((await self._collection.update_one(condition, update)).matched_count)
+            return bool((await self._collection.update_one(update.condition, update.change)).matched_count)
 
         # a repetition of an update that an outage had left unanswered matches nothing, but finds its own work
         return await self._database.run(write) or (tries > 1 and (await self._applied([(after.id, change)]))[0])
 
     async def refine(self, before: Delivery, after: Delivery, change: Change) -> bool:
         """A conditional update, grouped with others'."""
-        condition = {"_id": before.id, "state": str(before.state), "epoch": before.epoch}
-        update = Update(condition, _update(after, [change]))
-        return await self._records.submit(_Record(after.id, change, update))
+        amendment = _amendment(after, _standing_as(before), [change])
+        return await self._records.submit(_Record(after.id, change, amendment))
 
     async def dead(self, chosen: DeadFilter, limit: int | None) -> AsyncIterator[Delivery]:
         """From the partial index `dead`; in pages, so that a long run holds no cursor open.
@@ -206,8 +212,8 @@ class MongoDeliveries:
         while end is not None and (left is None or left > 0):
             size = min(DEAD_PAGE, left or DEAD_PAGE)
             page = await self._read(_dead_queries(replace(chosen, until=end), last), size)
-            for document in page:
-                yield read_delivery(document)
+            for delivery in self._readable(page):
+                yield delivery
             if len(page) < size:
                 return
             last, left = page[-1], None if left is None else left - len(page)
@@ -222,7 +228,7 @@ class MongoDeliveries:
         if chosen.state is State.SENDING:
             return await self._database.run(lambda: self._being_sent(chosen, limit))
         found = await self._read(_list_queries(chosen), limit)
-        return await self._with_claims([read_delivery(document) for document in found])
+        return await self._with_claims(self._readable(found))
 
     async def current(self, delivery_id: str) -> Delivery | None:
         """One delivery, shown as `page` shows it."""
@@ -234,7 +240,7 @@ class MongoDeliveries:
         query = self._collection.find({"_id": {"$gte": prefix, "$lt": prefix + _AFTER_ALL}}).hint("_id_")
         ordered = query.sort("_id", ASCENDING).limit(limit)
         documents = await self._database.run(lambda: ordered.clone().to_list(limit))
-        return await self._with_claims([read_delivery(document) for document in documents])
+        return await self._with_claims(self._readable(documents))
 
     async def standing(self, ids: Sequence[str]) -> Mapping[str, tuple[State, int]]:
         """State and epoch of each of these ids that is stored, in one query."""
@@ -290,8 +296,8 @@ class MongoDeliveries:
             ids = {"$in": list({name.split("/")[0] for name in claimed})}
             for query in queries:
                 found = self._collection.find({"$and": [{"_id": ids}, query]}).hint("_id_")
-                stored = [read_delivery(document) for document in await found.to_list(None)]
-                newest += [each for each in stored if _next_claim(each) in claimed]
+                stored = await found.to_list(None)
+                newest += [each for each in self._readable(stored) if _next_claim(each) in claimed]
             newest = nlargest(limit, newest, key=lambda each: (each.created_at, each.id))
         return [each for each in await self._with_claims(newest) if each.state is State.SENDING]
 
@@ -302,6 +308,16 @@ class MongoDeliveries:
             if left := limit - len(found):
                 cursor = self._collection.find(each.query).sort(each.order).limit(left).hint(each.index)
                 found += await self._database.run(lambda cursor=cursor: cursor.clone().to_list(None))  # type: ignore[misc]
+        return found
+
+    def _readable(self, documents: Sequence[Document]) -> list[Delivery]:
+        """Those that can be read; the others are told."""
+        found: list[Delivery] = []
+        for document in documents:
+            try:
+                found.append(delivery_of(document))
+            except CannotRead as unreadable:
+                self.on_unreadable(unreadable)
         return found
 
     async def _with_claims(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
@@ -334,8 +350,8 @@ class MongoDeliveries:
 
     async def _write_records(self, records: list[_Record]) -> Sequence[bool | Exception]:
         """A bulk update tells only totals: where one did not match, the deliveries are read back."""
-        updates = [record.update for record in records]
-        all_matched, faults = await update_all(self._database, self._collection, updates)
+        amendments = [record.amendment for record in records]
+        all_matched, faults = await amend_all(self._database, self._collection, amendments)
         if all_matched:
             return [True] * len(records)
         applied = await self._applied([(record.delivery_id, record.change) for record in records])
@@ -365,9 +381,9 @@ class MongoDeliveries:
 def _delivery_or_fault(document: Document | None) -> Delivery | Exception | None:
     """One that cannot be read is its own reader's fault alone."""
     try:
-        return read_delivery(document) if document else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return error
+        return delivery_of(document) if document else None
+    except CannotRead as unreadable:
+        return unreadable
 
 
 def _now() -> datetime:
@@ -389,18 +405,24 @@ def _same(stored: Change, wanted: Change) -> bool:
     )
 
 
-def _update(delivery: Delivery, changes: Sequence[Change]) -> Document:
+def _standing_as(before: Delivery) -> Found:
+    return ("state", (str(before.state),)), ("epoch", (before.epoch,))
+
+
+def _amendment(delivery: Delivery, found: Found, changes: Sequence[Change]) -> Amendment:
     values: Document = {"state": str(delivery.state), "reason": str(delivery.reason)}
-    unset: Document = {}
+    unset: list[str] = []
     for name, value in zip(_SET_BY_CHANGE, _set_by_change(delivery), strict=True):
-        (unset if value is None else values)[name] = "" if value is None else value
+        if value is None:
+            unset.append(name)
+        else:
+            values[name] = value
     if delivery.possible_duplicate:
         values["possible_duplicate"] = True
     if delivery.reference is not None:
         values["reference"] = delivery.reference
-    history = {"$each": [change.document() for change in changes], "$slice": -HISTORY_KEPT}
-    update: Document = {"$set": values, "$push": {"history": history}}
-    return {**update, "$unset": unset} if unset else update
+    history = [change.document() for change in changes]
+    return Amendment(delivery.id, found, values, tuple(unset), history, HISTORY_KEPT)
 
 
 def _sending(delivery: Delivery, claim: Claim | None) -> Delivery:

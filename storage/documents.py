@@ -19,6 +19,14 @@ _values = attrgetter(*_FIELDS)
 _CHANGE_FIELDS = frozenset(field.name for field in fields(Change))
 
 
+class CannotRead(Exception):
+    """A stored delivery that this version cannot read: a newer one has written it, or a hand has changed it."""
+
+    def __init__(self, delivery_id: str, why: str) -> None:
+        super().__init__(f"delivery {delivery_id} cannot be read: {why}")
+        self.delivery_id, self.why = delivery_id, why
+
+
 def delivery_document(delivery: Delivery) -> Document:
     """A delivery as it is inserted; unset fields are left out, so that `due_at` exists only where something is due."""
     values = zip(_FIELDS, _values(delivery), strict=True)
@@ -33,6 +41,18 @@ def read_delivery(document: Mapping[str, Any]) -> Delivery:
     """The delivery of a document."""
     values = {name: _typed(name, document[name]) for name in _FIELDS if name in document}
     return Delivery(id=document["_id"], **values, history=tuple(read_change(c) for c in document.get("history", ())))
+
+
+def delivery_of(document: Mapping[str, Any]) -> Delivery:
+    """As `read_delivery`, where anybody may have written anything.
+
+    Raises:
+        CannotRead: it cannot be read.
+    """
+    try:
+        return read_delivery(document)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CannotRead(document["_id"], _told(error)) from error
 
 
 def read_change(document: Mapping[str, Any]) -> Change:
@@ -110,9 +130,12 @@ def readable(
             if not isinstance(getattr(value, name), kind):
                 raise TypeError(f"{name} is not of the type {kind.__name__}")
     except Exception as error:  # noqa: BLE001 - told by whoever asked
-        why = f"{type(error).__name__}: {error}"[:WHY_LENGTH]
-        return Unreadable(document["_id"], why, **{due: document[due]})
+        return Unreadable(document["_id"], _told(error), **{due: document[due]})
     return value
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:WHY_LENGTH]
 
 
 def _typed(name: str, value: Any) -> Any:

@@ -3,6 +3,7 @@
 What is not `async` here waits for MongoDB, in a thread of `Database.write`.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +25,39 @@ MAX_BYTES = 16 * 1024 * 1024 - 16 * 1024
 """Of one document: what MongoDB takes, less what is pushed to its history later."""
 
 
+Found = tuple[tuple[str, tuple[Any, ...]], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Update:
     """One conditional update."""
 
     condition: Mapping[str, Any]
     change: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Amendment:
+    """New values of one document, and what is added to the end of its `history`; once, however often it is written.
+
+    Attributes:
+        found: how it must be found to be amended: fields, each with the values that it may have.
+        kept: how many entries of the history are kept, the last ones.
+    """
+
+    id: str
+    found: Found
+    values: Document
+    unset: tuple[str, ...]
+    history: Sequence[Document]
+    kept: int
+
+    def alone(self) -> Update:
+        """As an update of its own."""
+        change: Document = {"$set": self.values, "$push": {"history": {"$each": self.history, "$slice": -self.kept}}}
+        if self.unset:
+            change["$unset"] = dict.fromkeys(self.unset, "")
+        return Update({"_id": self.id, **_condition(self.found), "history": {"$ne": self.history[-1]}}, change)
 
 
 async def insert_all(
@@ -79,6 +107,71 @@ async def update_all(
         matched = await write_all(database, collection, good) if good else 0
         return matched == len(updates), faults
     return matched == len(updates), [None] * len(updates)
+
+
+async def amend_all(
+    database: Database, collection: Collection, amendments: Sequence[Amendment]
+) -> tuple[bool, Sequence[Exception | None]]:
+    """As `update_all`, by few statements.
+
+    Where not all have matched, then each by its own, which those do not match that are amended already: a document may
+    have stood against its statement and so against others of it; and one that moves between shards meanwhile may have
+    been passed over.
+    """
+    statements = _statements(amendments)
+    if len(statements) < len(amendments) and await _matched(database, collection, statements) == len(amendments):
+        return True, [None] * len(amendments)
+    return await update_all(database, collection, [amendment.alone() for amendment in amendments])
+
+
+async def _matched(database: Database, collection: Collection, statements: Sequence[UpdateOne | UpdateMany]) -> int:
+    """How many documents were; 0 where something cannot be written, whatever else was."""
+    try:
+        return await write_all(database, collection, statements)
+    except UNWRITABLE as error:
+        _raise_if_written(error)
+        return 0
+
+
+def _statements(amendments: Sequence[Amendment]) -> Sequence[UpdateOne | UpdateMany]:
+    """One for all that differ in their values only; a second amendment of a document stands alone."""
+    alike: defaultdict[tuple[Found, tuple[str, ...], int], dict[str, Amendment]] = defaultdict(dict)
+    alone: list[Amendment] = []
+    for amendment in amendments:
+        try:
+            several = alike[amendment.found, amendment.unset, amendment.kept]
+        except TypeError:  # not hashable: a hand has written something else than a number
+            alone.append(amendment)
+            continue
+        if several.setdefault(amendment.id, amendment) is not amendment:
+            alone.append(amendment)
+    statements: list[UpdateOne | UpdateMany] = []
+    for (found, unset, kept), several in alike.items():
+        if len(several) > 1:
+            statements.append(_amending(found, unset, kept, several))
+        else:
+            alone += several.values()
+    return [*statements, *(UpdateOne(each.condition, each.change) for each in map(Amendment.alone, alone))]
+
+
+def _amending(found: Found, unset: tuple[str, ...], kept: int, several: Mapping[str, Amendment]) -> UpdateMany:
+    """Each document looks up what is its own: a quarter to a half less work for the server than a statement each."""
+    ids = list(several)
+    each = [{"values": amendment.values, "history": amendment.history} for amendment in several.values()]
+    own = {"$arrayElemAt": [{"$literal": each}, {"$indexOfArray": [{"$literal": ids}, "$_id"]}]}
+    before = {"$ifNull": ["$history", []]}
+    history = {"$slice": [{"$concatArrays": [before, "$$own.history"]}, -kept]}
+    amended: Document = {"$mergeObjects": ["$$ROOT", "$$own.values", {"history": history}]}
+    for name in unset:
+        amended = {"$unsetField": {"field": name, "input": amended}}
+    once = {"$cond": [{"$in": [{"$last": "$$own.history"}, before]}, "$$ROOT", amended]}
+    stages = [{"$replaceWith": {"$let": {"vars": {"own": own}, "in": once}}}]
+    # by their ids in any case: the states that they must be found in are indexed too
+    return UpdateMany({"_id": {"$in": ids}, **_condition(found)}, stages, hint="_id_")
+
+
+def _condition(found: Found) -> Document:
+    return {name: values[0] if len(values) == 1 else {"$in": list(values)} for name, values in found}
 
 
 async def delete_all(database: Database, collection: Collection, conditions: Sequence[Mapping[str, Any]]) -> int:

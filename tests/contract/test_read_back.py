@@ -1,7 +1,7 @@
 """Writes that are told apart only by reading back: others may have moved a delivery on by then."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,19 +11,14 @@ from pymongo.errors import AutoReconnect
 
 import storage.writes
 from domain.delivery import Change, Delivery
+from domain.ports import DeadFilter
 from domain.vocabulary import Reason, State
-from storage.database import Database, Document, connect
-from storage.deliveries import MongoDeliveries
-from storage.writes import Update
+from storage.database import Database, Document
+from storage.deliveries import DeliveryFilter, MongoDeliveries
+from storage.documents import CannotRead
+from storage.writes import Amendment
 from tests.contract.test_repositories import SECOND, delivery, refined, sent
 from tests.fakes import START
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with connect(database_url) as database:
-        await database.ensure_indexes()
-        yield database
 
 
 async def once_delivered(theirs: MongoDeliveries, before: Delivery) -> None:
@@ -33,15 +28,15 @@ async def once_delivered(theirs: MongoDeliveries, before: Delivery) -> None:
 
 def then_once(done: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Do this after the next write of records, before anything is read back."""
-    real, left = storage.writes.update_all, [done]
+    real, left = storage.writes.amend_all, [done]
 
-    async def update_all(database: Database, collection: Any, updates: Sequence[Update]) -> Any:
-        result = await real(database, collection, updates)
+    async def amend_all(database: Database, collection: Any, amendments: Sequence[Amendment]) -> Any:
+        result = await real(database, collection, amendments)
         if left:
             await left.pop()()
         return result
 
-    monkeypatch.setattr("storage.deliveries.update_all", update_all)
+    monkeypatch.setattr("storage.deliveries.amend_all", amend_all)
 
 
 async def test_what_a_receipt_moves_on_before_it_is_read_back_is_recorded(
@@ -133,3 +128,25 @@ async def test_a_delivery_that_cannot_be_read_is_nobody_elses_fault(database: Da
         await deliveries.postpone(found[0], START + SECOND * 60)
         assert [each.id for each in await look(START + SECOND * 9, 10)] == [sound]
         assert [each.id for each in await look(START + SECOND * 60, 10)] == [sound, lame]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [each for each in UNREADABLE.values() if each != {"$set": {"attempt": 0.0}}],  # which is read, if not used
+)
+async def test_a_list_leaves_out_what_cannot_be_read_and_tells_of_it(
+    database: Database, change: dict[str, Any]
+) -> None:
+    deliveries, told = MongoDeliveries(database), list[CannotRead]()
+    deliveries.on_unreadable = told.append
+    ended = {"state": State.FAILED, "due_at": None}
+    await deliveries.add([delivery(number, **ended) for number in (1, 2)])
+    await database.collection("deliveries").update_one({"_id": "d-1"}, change)
+    by_event = await deliveries.page(DeliveryFilter(event_key="e-1"), 10)
+    lists = [by_event, await deliveries.page(DeliveryFilter(), 10), await deliveries.beginning_with("d-", 10)]
+    lists.append([each async for each in deliveries.dead(DeadFilter(State.FAILED), None)])
+    assert all("d-2" in [each.id for each in found] for found in lists)
+    assert {each.delivery_id for each in told} <= {"d-1"}
+    assert told
+    with pytest.raises(CannotRead, match="delivery d-1 cannot be read"):
+        await deliveries.current("d-1")

@@ -150,6 +150,40 @@ async def test_how_often_an_event_was_taken_up_is_counted(stores: Stores) -> Non
     assert await stores.events.due(START + SECOND * 8, 10) == []
 
 
+def reopened(number: int = 1, token: str = "operator's") -> StoredEvent:
+    return replace(event(number), plan=(("emptied", 7),), token=token)
+
+
+async def test_an_unmatched_event_is_reopened_and_is_due(stores: Stores) -> None:
+    await stores.events.add(replace(event(), plan=(), resumed=4), START)
+    await stores.events.settle("e-1", EventState.UNMATCHED, 0)
+    assert await stores.events.reopen(replace(reopened(), body=b"not stored"), START + SECOND)
+    assert await stores.events.get("e-1") == reopened()
+    assert await stores.events.due(START, 10) == []
+    assert await stores.events.due(START + SECOND, 10) == [reopened()]
+    await stores.events.settle("e-1", EventState.PLANNED, 1)
+    assert await stores.events.reopen(reopened(), START + SECOND), "its own repetition, after an outage"
+    assert await stores.events.get("e-1") == replace(reopened(), state=EventState.PLANNED, planned=1)
+    assert await stores.events.due(START + SECOND, 10) == []
+
+
+@pytest.mark.parametrize("state", sorted(set(EventState) - {EventState.UNMATCHED}))
+async def test_no_event_but_an_unmatched_one_is_reopened(stores: Stores, state: EventState) -> None:
+    await stores.events.add(event(), START)
+    await stores.events.settle("e-1", state, 0)
+    assert not await stores.events.reopen(reopened(), START)
+    assert not await stores.events.reopen(reopened(9), START), "it is not there"
+    assert await stores.events.get("e-1") == replace(event(), state=state)
+    assert await stores.events.due(START, 10) == []
+
+
+async def test_of_many_that_reopen_the_same_event_one_wins(stores: Stores) -> None:
+    await stores.events.add(event(), START)
+    await stores.events.settle("e-1", EventState.UNMATCHED, 0)
+    won = await asyncio.gather(*(stores.events.reopen(reopened(token=f"o-{n}"), START) for n in range(20)))
+    assert won.count(True) == 1
+
+
 async def test_a_delivery_reads_back_as_it_was_added_and_stays_as_it_is(stores: Stores) -> None:
     await stores.deliveries.add([delivery()])
     await stores.deliveries.add([delivery(state=State.SENT), delivery(2)])

@@ -557,11 +557,13 @@ DEAD_STATES = (State.FAILED, State.UNKNOWN)
 def of_events() -> Iterator[Case]:
     name = "MongoEvents."
     new = event("new", timedelta(), EventState.ACCEPTED)
+    sent_again = replace(new, key=sent(0).event_key, token="an operator's")
     yield Case(name + "add", lambda s: s.events.add(new, LATER))
     yield Case(name + "add", lambda s: s.events.add(replace(new, token="another's"), LATER), "known")
     yield Case(name + "get", lambda s: s.events.get(sent(0).event_key))
     yield Case(name + "settle", lambda s: s.events.settle("new", EventState.PLANNED, 1))
     yield Case(name + "settle", lambda s: s.events.settle("nobody's", EventState.PLANNED, 1), "not there")
+    yield Case(name + "reopen", lambda s: s.events.reopen(sent_again, NOW))
     yield Case(name + "due", lambda s: s.events.due(NOW, LIMIT))
     yield Case(name + "count_due", lambda s: s.events.count_due(), "all", keys=LONG)
     yield Case(name + "count_due", lambda s: s.events.count_due(NOW))
