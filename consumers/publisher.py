@@ -61,7 +61,7 @@ STATUS_LINGER = 0.03
 """Seconds that a status waits for others of its kind: of them one shows that nobody listens, as mostly nobody does.
 What it tells of has happened and is on record."""
 REFUSED_SECONDS = 5.0
-"""That a work order waits for room in a full queue. From then on none waits, until one has been taken: whoever waits
+"""That a delivery waits for room in a full queue. From then on none waits, until one has been taken: whoever waits
 holds a place in the queue that it came from, and what it waits for may be the end of just such waiting."""
 ROOM_SECONDS = 0.1
 """Between two looks whether there is room."""
@@ -160,7 +160,7 @@ class Publisher:
         return [faults.get(id(job)) for job in jobs]
 
     async def _order(self, exchange: str, key: str, body: bytes, headers: Mapping[str, Any]) -> None:
-        """A work order, to a queue that may be full of others."""
+        """Of a delivery that is on record, to a queue that may be full of others."""
         place = exchange, key
         while (refused := await self._publish(exchange, key, body, headers, insist=False)) is not None:
             if isinstance(refused, PublishError):  # there is no such queue: it will be declared anew
@@ -183,7 +183,7 @@ class Publisher:
     async def park(self, job: Dispatch, reason: Reason, detail: str) -> None:
         """To `notipy.dead` under `<channel>`, with why in its headers."""
         headers = codec.dispatch_headers(job) | _why(reason, detail) | {codec.ATTEMPT: job.delivery.attempt}
-        await self._publish(DEAD, str(job.delivery.channel), codec.dispatch_body(job), headers)
+        await self._order(DEAD, str(job.delivery.channel), codec.dispatch_body(job), headers)
 
     async def reject(
         self,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 
 import structlog
@@ -25,6 +26,8 @@ STALE = 5 * EVERY
 """Seconds without a worker's own look after which it counts as stuck."""
 RESTART_AFTER = 1.0
 """Seconds before a worker that ended by itself is started again."""
+WRONG_SETTINGS = 2
+"""With which a worker ends that cannot run with its settings (`cli.failures.BadInput`): no more can the others."""
 KILL_MARGIN = timedelta(seconds=5)
 """How long after the grace time a worker that has not stopped is killed."""
 
@@ -46,7 +49,7 @@ class Supervisor:
         self._stopping.set()
 
     async def run(self) -> int:
-        """Run until told to stop; 0 if every worker ended in order."""
+        """Run until told to stop, or nothing can run; 0 if every worker ended in order."""
         async with AsyncExitStack() as stack:
             if self._settings.metrics.port is not None:
                 page = Page(self.state, self._registry)
@@ -72,8 +75,8 @@ class Supervisor:
         return Condition(tuple(problems), tuple(sorted(paused)))
 
     async def _keep(self, number: int) -> int:
-        """One worker, started again whenever it ends by itself."""
-        while True:
+        """One worker, started again whenever it ends by itself, unless it cannot even begin."""
+        for start in count(1):
             process = await self._start(number)
             ended = asyncio.create_task(process.wait())
             stopping = asyncio.create_task(self._stopping.wait())
@@ -83,7 +86,11 @@ class Supervisor:
                 return await self._end(process, ended)
             mark_process_dead(process.pid, str(self._shared))  # type: ignore[no-untyped-call]
             log.error("worker.ended", worker=number, code=ended.result())
+            if start == 1 and ended.result() == WRONG_SETTINGS:
+                self.stop()
+                break
             await asyncio.sleep(RESTART_AFTER)
+        return WRONG_SETTINGS
 
     async def _start(self, number: int) -> asyncio.subprocess.Process:
         command = [sys.executable, "-m", "cli.main"]

@@ -4,6 +4,7 @@ What takes seconds goes beside what may take minutes: deliveries do not wait for
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -13,7 +14,7 @@ from consumers.metrics import Metrics
 from consumers.publisher import Publisher
 from consumers.topology import DEAD_EVENTS, DEAD_RECEIPTS, UNROUTED, dead_queue
 from domain.ports import Now
-from domain.sweep import Sweep, Swept
+from domain.sweep import EVENTS_BATCH, Sweep, Swept
 from domain.vocabulary import Channel
 from storage.deliveries import MongoDeliveries
 from storage.leadership import MongoLeadership
@@ -71,9 +72,8 @@ class Sweeper:
         The lead may go to another process in the middle of a round: an event that is taken up is not due meanwhile.
         """
         while True:
-            if self._leading:
-                self._tell(await self._sweep.plan())
-            await asyncio.sleep(self._interval.total_seconds())
+            more = self._leading and await self._plan_round()
+            await asyncio.sleep(0 if more else self._interval.total_seconds())
 
     async def _leads(self) -> bool:
         return await self._leadership.held(self._now(), max(self._interval * LEASE_ROUNDS, timedelta(seconds=5)))
@@ -83,13 +83,19 @@ class Sweeper:
         if routed := await self._route_again():
             log.info("sweeper.routed", messages=routed)
 
+    async def _plan_round(self) -> bool:
+        """Whether there may be more: a replay makes thousands of events due at once."""
+        swept = await self._sweep.plan()
+        self._tell(swept)
+        return swept.events >= EVENTS_BATCH
+
     def _tell(self, swept: Swept) -> None:
         self._metrics.swept(swept)
         if not swept.idle:
             found = {str(reason): count for reason, count in swept.deliveries.items()}
             log.info("sweeper.round", events=swept.events, **found)
-        for place in swept.faults:
-            log.error("sweeper.fault", place=place)
+        for place, times in Counter(swept.faults).items():
+            log.error("sweeper.fault", place=place, times=times)
 
     async def _show(self) -> None:
         self._metrics.standing(await self._deliveries.count_by_state(), await self._deliveries.oldest_due())

@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -199,12 +198,18 @@ class Accept:
             await asyncio.gather(*(self._start(delivery, event) for delivery in deliveries))
 
     async def _start(self, delivery: Delivery, event: EventData | None) -> None:
-        if delivery.state is State.QUEUED:
-            with suppress(QueueFull):  # it is due: events of other channels must not wait for this one's consumers
+        """Dispatch or park it, and tell of it. Where a queue is full the sweeper will: other events must not wait."""
+        told = delivery.tell_at is not None
+        try:
+            if delivery.state is State.QUEUED:
                 await self.queue.dispatch(dispatch_of(delivery, event))
-        elif delivery.state is State.FAILED:
-            await self.queue.park(dispatch_of(delivery, event), delivery.reason, delivery.detail or "")
+            elif delivery.state is State.FAILED:
+                await self.queue.park(dispatch_of(delivery, event), delivery.reason, delivery.detail or "")
+        except QueueFull:
+            told = False
         await self.queue.status(delivery, delivery.history[-1])
+        if told:
+            await self.deliveries.told(delivery)
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

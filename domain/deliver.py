@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -441,25 +440,32 @@ class Deliver:
         return Change(state, at, reason, job.delivery.epoch, job.attempt, provider or None, detail, duplicate)
 
     async def _settle(self, job: Dispatch, delivery: Delivery, changes: list[Change], outcome: Outcome) -> None:
-        if not isinstance(outcome, FailedOver):  # what follows then follows here, and not from a queue
-            await self._follow_up(job, delivery)
+        # what follows another provider's failure follows here, and not from a queue
+        followed = isinstance(outcome, FailedOver) or await self._follow_up(job, delivery)
         for change in changes:  # nothing follows the last one, unless another provider does
             patient = change is changes[-1] and not isinstance(outcome, FailedOver)
             await self.queue.status(delivery, change, patient=patient)
-        await self._told(delivery)
+        if followed:
+            await self._told(delivery)
 
     async def _told(self, delivery: Delivery) -> None:
         if delivery.tell_at is not None:
             await self.deliveries.told(delivery)
 
-    async def _follow_up(self, job: Dispatch, delivery: Delivery) -> None:
-        """Publish what the recorded state calls for. Publishing it twice is harmless: claims see to that."""
-        if delivery.state is State.RETRYING and delivery.due_at is not None:
-            wait = delivery.due_at - self.overdue - delivery.updated_at
-            with suppress(QueueFull):  # it is due
+    async def _follow_up(self, job: Dispatch, delivery: Delivery) -> bool:
+        """Publish what the recorded state calls for; False where a queue is full, and the sweeper will.
+
+        Publishing it twice is harmless: claims see to that.
+        """
+        try:
+            if delivery.state is State.RETRYING and delivery.due_at is not None:
+                wait = delivery.due_at - self.overdue - delivery.updated_at
                 await self.queue.retry(job.again(delivery), min(self.policy.tiers, key=lambda tier: abs(tier - wait)))
-        elif delivery.state is State.FAILED:
-            await self.queue.park(job.again(delivery), delivery.reason, delivery.detail or "")
+            elif delivery.state is State.FAILED:
+                await self.queue.park(job.again(delivery), delivery.reason, delivery.detail or "")
+        except QueueFull:
+            return False
+        return True
 
     async def _not_claimed(self, job: Dispatch, redelivered: bool) -> NotClaimed:
         """Another consumer has this attempt, or had it and died: see that what follows does follow."""
@@ -468,9 +474,10 @@ class Deliver:
             return NotClaimed(job.delivery, "superseded")
         if stored.state.final or stored.attempt == job.attempt:  # the end may be a later attempt's: another provider's
             if redelivered:
-                await self._follow_up(job, stored)
+                followed = await self._follow_up(job, stored)
                 await self.queue.status(stored, stored.last_change)
-                await self._told(stored)
+                if followed:
+                    await self._told(stored)
             return NotClaimed(stored, "decided")
         if stored.attempt > job.attempt:
             return NotClaimed(job.delivery, "superseded")

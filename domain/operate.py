@@ -65,6 +65,8 @@ class Operate:
         """The delivery as it is; or why it would not be replayed."""
         if delivery.state not in REPLAYABLE:
             return Refused(f"it is {delivery.state}; only {' and '.join(REPLAYABLE)} ones are replayed")
+        if delivery.attempt == 0 and delivery.reason in _IN_THE_EVENT:
+            return Refused(_IN_THE_EVENT[delivery.reason])
         suppression = await screen(self.suppressions, delivery)
         if suppression is not None and suppression.stops(delivery):
             return Refused(_ANOTHERS if suppression.delivery else _SUPPRESSED)
@@ -146,6 +148,13 @@ class Operate:
         self._reading.pop(key, None)
 
 
+_CORRECTED: Final = "; publish it again, corrected and under another id"
+_IN_THE_EVENT: Final = {
+    Reason.DATA_INVALID: f"its event's data is not what the notification asks for{_CORRECTED}",
+    Reason.BAD_ADDRESS: f"its event names no address that can be used{_CORRECTED}",
+    Reason.ATTACHMENT_REJECTED: f"its event has not the attachments that the notification asks for{_CORRECTED}",
+}
+"""Why it failed as it was planned, before any attempt: neither the event nor the notification's version changes."""
 _SUPPRESSED: Final = "its address is suppressed: remove it from the suppression list first"
 _ANOTHERS: Final = (
     "its address is suppressed because another delivery to it was refused: replay that one and see it sent, "

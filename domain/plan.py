@@ -159,6 +159,8 @@ class Planner:
             updated_at=when.now,
             detail=change.detail,
             due_at=self._due(event, verdict.state, expires, when.now),
+            # to be parked: by the sweeper, should neither this planning nor one that takes it up again have done so
+            tell_at=when.now + 2 * self.overdue if verdict.state is State.FAILED else None,
             expires_at=expires,
             history=(change,),
         )
@@ -174,10 +176,10 @@ class Planner:
         expires = expiry(event, source)
         if expires is not None and expires <= now:
             return Verdict(State.EXPIRED, Reason.EXPIRED, f"its time was over at {expires.isoformat()}")
-        if channel not in self.configured:
-            return Verdict(State.FAILED, Reason.NOT_CONFIGURED, f"no provider: set channels.{channel}.providers")
         if problem := self._problem(event, source, channel):
             return problem
+        if channel not in self.configured:  # after what is wrong with the event itself, for this one can be replayed
+            return Verdict(State.FAILED, Reason.NOT_CONFIGURED, f"no provider: set channels.{channel}.providers")
         if event.send_at is not None and event.send_at > now:
             return Verdict(State.HELD, Reason.SCHEDULED, f"until {event.send_at.isoformat()}")
         return Verdict(State.QUEUED, Reason.PLANNED)

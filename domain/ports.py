@@ -90,6 +90,13 @@ class Events(Protocol):
         """Mark, durably, that its planning is complete: nothing more is due. False if no such event is stored."""
         ...
 
+    async def reopen(self, event: StoredEvent, due_at: datetime) -> bool:
+        """Store its new state, plan, token and `resumed`, and make it due, if it is unmatched still: one caller wins.
+
+        A caller is known by its token: what it repeats after an outage, it has won still.
+        """
+        ...
+
     async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent | Unreadable]:
         """Events whose planning was not completed in time."""
         ...
@@ -240,7 +247,7 @@ class Waiting:
 
 
 class QueueFull(Exception):
-    """A queue of work orders takes no more, and has not for a while. The delivery is on record, and due."""
+    """A queue takes no more, and has not for a while. The delivery is on record, and the sweeper looks after it."""
 
 
 class DispatchQueue(Protocol):
@@ -265,7 +272,11 @@ class DispatchQueue(Protocol):
         ...
 
     async def park(self, job: Dispatch, reason: Reason, detail: str) -> None:
-        """To its channel's dead-letter queue."""
+        """To its channel's dead-letter queue.
+
+        Raises:
+            QueueFull: nothing was published; the sweeper will, at the delivery's `tell_at`.
+        """
         ...
 
     async def reject(

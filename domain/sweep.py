@@ -39,7 +39,7 @@ GIVE_UP_AFTER = timedelta(days=1)
 PATIENCE = 4
 """A delivery whose queue is not empty is presumed to wait in it for this many times `overdue`."""
 LONGEST_PATIENCE = timedelta(hours=1)
-"""Between two looks at a delivery that is presumed to wait in its queue."""
+"""Between two looks at a delivery that is presumed to wait in its queue, or whose dead-letter queue is full."""
 RESUMPTIONS = 5
 """An event whose planning was taken up so often and never completed ends the process that plans it: it is parked."""
 PLANNED_WITHIN = timedelta(minutes=5)
@@ -216,13 +216,14 @@ class Sweep:
         try:
             async with asyncio.timeout(TAKEN_WITHIN.total_seconds()):
                 await self._told(delivery)
-        except TimeoutError:
+        except (TimeoutError, QueueFull):
             faults.append(f"notipy.dead.{delivery.channel} takes nothing: it is full")
         except Exception as error:  # noqa: BLE001 - told, and tried again; the others go on
             faults.append(place_of(error))
         else:
             return True
-        await self.deliveries.postpone(delivery, self.now() + self.overdue)
+        age = self.now() - delivery.updated_at  # longer each time: many for one full queue must not hold others up
+        await self.deliveries.postpone(delivery, self.now() + min(max(self.overdue, age), LONGEST_PATIENCE))
         return False
 
     async def _told(self, delivery: Delivery) -> None:
@@ -444,7 +445,10 @@ class Sweep:
         if not await self.deliveries.record(after, delivery.attempt, [change]):
             return None
         if after.state.final:
-            await self._told(after)
+            try:
+                await self._told(after)
+            except QueueFull:  # of dead letters: it is parked at `tell_at`
+                await self.queue.status(after, change)
         else:
             await self.queue.status(after, change)
         return after

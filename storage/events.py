@@ -25,6 +25,8 @@ FEW = 20
 _USED = {"key": str, "resumed": int, "received_at": datetime}
 """What an event that is due is taken up by."""
 _EVER = datetime.max.replace(tzinfo=UTC)
+_UNMATCHED = str(EventState.UNMATCHED)
+_REOPENED = frozenset({"state", "plan", "token", "resumed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,16 @@ class MongoEvents:
     async def settle(self, key: str, state: EventState, planned: int) -> bool:
         """Leaves the sweeper's index."""
         return await self._settlements.submit((key, str(state), planned))
+
+    async def reopen(self, event: StoredEvent, due_at: datetime) -> bool:
+        """By primary key; enters the sweeper's index."""
+        values = {name: value for name, value in event_document(event).items() if name in _REOPENED}
+        condition, update = {"_id": event.key, "state": _UNMATCHED}, {"$set": {**values, "due_at": due_at}}
+        result = await self._database.run(lambda: self._collection.update_one(condition, update))
+        own = {"_id": event.key, "token": event.token}  # the answer to the same update may have been lost
+        return bool(
+            result.matched_count or await self._database.run(lambda: self._collection.find_one(own, {"_id": 1}))
+        )
 
     async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent | Unreadable]:
         """From the partial index `due`."""

@@ -77,6 +77,14 @@ class MemoryEvents:
         self.due_at.pop(key, None)
         return True
 
+    async def reopen(self, event: StoredEvent, due_at: datetime) -> bool:
+        stored = self.stored.get(event.key)
+        if stored is None or stored.state is not EventState.UNMATCHED:
+            return stored is not None and stored.token == event.token
+        changed = replace(stored, state=event.state, plan=event.plan, token=event.token, resumed=event.resumed)
+        self.stored[event.key], self.due_at[event.key] = changed, due_at
+        return True
+
     async def due(self, now: datetime, limit: int) -> Sequence[StoredEvent | Unreadable]:
         due = sorted((at, key) for key, at in self.due_at.items() if at <= now)
         return [self.stored[key] for _, key in due[:limit]]
@@ -145,8 +153,8 @@ class MemoryDeliveries:
         return sorted(found, key=lambda d: (d.tell_at, d.id))[:limit]
 
     async def told(self, delivery: Delivery) -> None:
-        stored = self.stored[delivery.id]
-        if stored.tell_at == delivery.tell_at:
+        stored = self.stored.get(delivery.id)
+        if stored is not None and stored.tell_at == delivery.tell_at:
             self.stored[delivery.id] = replace(stored, tell_at=None)
 
     async def postpone(self, delivery: Delivery | Unreadable, at: datetime) -> None:
@@ -274,9 +282,13 @@ class RecordingQueue:
             self.alone.append(job)
 
     async def retry(self, job: Dispatch, tier: timedelta) -> None:
+        if self.full:
+            raise QueueFull
         self.retried.append((job, tier))
 
     async def park(self, job: Dispatch, reason: Reason, detail: str) -> None:
+        if self.full:
+            raise QueueFull
         self.parked.append((job, reason, detail))
 
     async def reject(

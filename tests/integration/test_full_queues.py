@@ -8,13 +8,15 @@ import pytest
 from config.settings import Settings
 from consumers.app import running
 from deploy.rabbit_admin import RabbitAdmin
-from domain.vocabulary import Channel, State
+from domain.failures import PermanentFailure
+from domain.vocabulary import Channel, Reason, State
 from tests.conftest import SharedServers
 from tests.fakes import ScriptedProvider
 from tests.running import ORDER_SHIPPED, Stack, order
 from tests.waiting import eventually
 
 BULK = "notipy.channel.email.bulk"
+DEAD_EMAIL = "notipy.dead.email"
 HELD = 5
 MANY = 40
 
@@ -77,6 +79,33 @@ async def test_parcels_that_were_handed_out_twice_are_done_though_their_own_queu
         ended = await stack.final(event, count=len(people), timeout=40)
     assert {each.state for each in ended} == {State.SENT}
     assert len(provider.sent) == len(people)
+
+
+async def test_a_full_dead_letter_queue_stops_nothing_and_gets_the_rest_when_there_is_room(
+    config: dict[str, Any], servers: SharedServers, vhost: str, stack: Stack
+) -> None:
+    admin, name = RabbitAdmin(servers.management_url), vhost.rsplit("/", 1)[1]
+    admin.set_policy(name, "limit", r"^notipy\.dead\.email$", {"max-length": HELD})
+    settings = Settings.model_validate(
+        config | {"channels": {"email": config["channels"]["email"] | {"concurrency": 5}}}
+    )
+    await stack.apply(ORDER_SHIPPED)
+    refusing = ScriptedProvider(script=[PermanentFailure(Reason.RECIPIENT_REJECTED, "550 no") for _ in range(MANY)])
+    async with running(settings, providers={Channel.EMAIL: refusing}):
+        refused = [await stack.publish(order(f"u{number}@example.org")) for number in range(MANY)]
+        unreadable = {"content": {"email": {"subject": "s"}}}  # what fails as it is planned
+        planned = [await stack.publish(order(f"u{number}@example.org") | unreadable) for number in range(MANY)]
+        for each in (*refused, *planned):
+            assert (await stack.final(each))[0].state is State.FAILED
+        good = await stack.publish(order("ana@example.org"))
+        assert (await stack.final(good))[0].state is State.SENT
+        assert await stack.depth(DEAD_EMAIL) < MANY
+        admin.set_policy(name, "limit", r"^notipy\.dead\.email$", {"max-length": MANY * 10})
+        await eventually(lambda: _parked(stack, 2 * MANY))
+
+
+async def _parked(stack: Stack, count: int) -> bool:
+    return await stack.depth(DEAD_EMAIL) >= count
 
 
 async def _is_full(stack: Stack) -> bool:

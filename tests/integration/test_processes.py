@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import aiohttp
+import pytest
 import yaml
 
 from consumers.topology import channel_queue
@@ -179,6 +180,24 @@ async def test_wrong_settings_stop_the_start_and_name_themselves(forker: Forker,
     async with forker.consumer(wrong, log=log) as process:
         assert await asyncio.wait_for(process.wait(), 20) == 2
     assert "channels.email.retry.0" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("url", "roles", "told"),
+    [
+        ("smtp://h?tls=maybe", "email", "channels.email.providers.0 (x): url"),
+        ("smtp://h", "mail", "no such role: mail"),
+    ],
+)
+async def test_what_no_worker_can_run_with_stops_all_of_them(
+    forker: Forker, tmp_path: Path, url: str, roles: str, told: str
+) -> None:
+    wrong, log = tmp_path / "notipy.yaml", tmp_path / "notipy.log"
+    provider = {"name": "x", "kind": "smtp", "url": url, "from": "shop@example.org"}
+    wrong.write_text(yaml.safe_dump({"channels": {"email": {"providers": [provider]}}}))
+    async with forker.consumer(wrong, "--workers", "2", "--roles", roles, log=log) as process:
+        assert await asyncio.wait_for(process.wait(), 20) == 2
+    assert told in log.read_text()
 
 
 async def test_a_restarted_worker_takes_over(

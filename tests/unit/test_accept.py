@@ -3,6 +3,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -243,3 +244,83 @@ async def test_an_event_that_was_given_up_is_planned_when_it_is_published_again(
     (job,) = await world.accepted()
     assert job.delivery.state is State.QUEUED
     assert (world.events.stored[key].state, world.events.stored[key].planned) == (EventState.PLANNED, 1)
+
+
+async def test_what_fails_as_it_is_planned_and_finds_no_room_is_parked_by_the_sweeper() -> None:
+    world = World()
+    world.queue.full = True
+    nobody = json.dumps({"recipients": [{"email": "nobody"}, {"email": "ana@example.org"}]}).encode()
+    verdict = await world.accept(Incoming(nobody, KEY, "m-1"))
+    assert isinstance(verdict, Accepted)
+    assert not world.events.due_at, "the event waits for neither queue"
+    found = {delivery.state: delivery for delivery in world.deliveries.stored.values()}
+    assert found[State.QUEUED].due_at == world.clock() + OVERDUE
+    assert found[State.FAILED].tell_at == world.clock() + 2 * OVERDUE, "after its event would be taken up again"
+    world.queue.full = False
+    world.clock.advance(2 * OVERDUE)
+    await world.sweep()
+    ((parked, reason, _),) = world.queue.parked
+    assert (parked.delivery.id, reason) == (found[State.FAILED].id, Reason.BAD_ADDRESS)
+    assert world.deliveries.stored[parked.delivery.id].tell_at is None
+
+
+async def test_what_fails_as_it_is_planned_and_is_parked_is_told_no_more() -> None:
+    world = World()
+    unreadable = {"recipients": [{"email": "ana@example.org"}], "content": {"email": {"subject": "s"}}}
+    await world.accept(Incoming(json.dumps(unreadable).encode(), KEY, "m-1"))
+    (stored,) = world.deliveries.stored.values()
+    assert (stored.state, stored.tell_at, len(world.queue.parked)) == (State.FAILED, None, 1)
+
+
+async def test_what_was_not_parked_when_its_process_ended_is_parked_once() -> None:
+    world = World()
+    unreadable = {"recipients": [{"email": "ana@example.org"}], "content": {"email": {"subject": "s"}}}
+    park = world.queue.park
+    world.queue.park = None  # type: ignore[method-assign, assignment]
+    with pytest.raises(TypeError):
+        await world.accept(Incoming(json.dumps(unreadable).encode(), KEY, "m-1"))
+    world.queue.park = park  # type: ignore[method-assign]
+    for _ in range(5):
+        world.clock.advance(OVERDUE)
+        await world.sweep()
+    assert len(world.queue.parked) == 1
+    (stored,) = world.deliveries.stored.values()
+    assert stored.tell_at is None
+
+
+PLANNED_SO = {
+    "data": ({"recipients": [{"email": "ana@example.org"}]}, Reason.DATA_INVALID, "its event's data"),
+    "address": ({"recipients": [{"email": "ana@example.org"}, {"email": "x"}]}, Reason.BAD_ADDRESS, "no address"),
+    "attachments": (
+        {
+            "recipients": [{"email": "ana@example.org"}],
+            "content": {"email": {"subject": "s", "text": "t", "attachments": 1}},
+        },
+        Reason.ATTACHMENT_REJECTED,
+        "attachments",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "reason", "why"), PLANNED_SO.values(), ids=PLANNED_SO)
+async def test_what_the_event_itself_rules_out_is_not_replayed(body: dict[str, Any], reason: Reason, why: str) -> None:
+    """It would be sent without what planning has asked for, or fail for another reason."""
+    world = World()
+    if reason is Reason.DATA_INVALID:
+        world.catalog.notifications = [notification(required=["order_id"])]
+    await world.accept(Incoming(json.dumps(body).encode(), KEY, "m-1"))
+    (failed,) = [each for each in world.deliveries.stored.values() if each.state is State.FAILED]
+    assert failed.reason is reason
+    refused = await world.operate.replay(failed)
+    assert isinstance(refused, Refused)
+    assert why in refused.why
+    assert "another id" in refused.why
+
+
+async def test_an_event_that_is_wrong_in_itself_is_told_so_though_its_channel_is_not_configured() -> None:
+    world = World()
+    world.catalog.notifications = [notification(required=["weight"])]
+    accept = replace(world.accept, planner=replace(world.accept.planner, configured=frozenset()))
+    await accept(Incoming(SMALL, KEY, "m-1"))
+    (failed,) = world.deliveries.stored.values()
+    assert failed.reason is Reason.DATA_INVALID

@@ -390,3 +390,21 @@ async def test_a_failure_that_was_parked_is_told_no_more() -> None:
     job = await first(world)
     await world.deliver(job)
     assert world.deliveries.stored[job.delivery.id].tell_at is None
+
+
+async def test_a_failure_that_finds_its_dead_letter_queue_full_is_parked_when_there_is_room() -> None:
+    world = World()
+    world.provider.script = [PermanentFailure(Reason.RECIPIENT_REJECTED, "550 no")]
+    job = await first(world)
+    world.queue.full = True
+    await world.deliver(job)
+    assert world.queue.told[-1].state is State.FAILED, "whoever listens is told at once"
+    assert world.deliveries.stored[job.delivery.id].tell_at == world.clock() + OVERDUE
+    world.clock.advance(OVERDUE)
+    assert (await world.sweep()).faults == ["notipy.dead.email takes nothing: it is full"]
+    world.queue.full = False
+    world.clock.advance(OVERDUE)
+    assert (await world.sweep()).told == 1
+    ((parked, reason, _),) = world.queue.parked
+    assert (parked.delivery.id, reason) == (job.delivery.id, Reason.RECIPIENT_REJECTED)
+    assert world.deliveries.stored[job.delivery.id].tell_at is None

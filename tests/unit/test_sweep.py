@@ -11,7 +11,7 @@ from domain.dispatch import Dispatch
 from domain.failures import TransientFailure
 from domain.operate import Refused
 from domain.ports import Claim, Purpose, StoredEvent, Unreadable
-from domain.sweep import GIVE_UP_AFTER, RECORDING, RESUMPTIONS, UNREADABLE_FOR
+from domain.sweep import GIVE_UP_AFTER, LONGEST_PATIENCE, RECORDING, RESUMPTIONS, UNREADABLE_FOR
 from domain.vocabulary import Channel, EventState, Reason, Semantics, State
 from tests.unit.world import LEASE, OVERDUE, SMALL, World
 from tests.waiting import eventually
@@ -582,3 +582,36 @@ async def test_a_full_dead_letter_queue_does_not_stop_the_sweeper(monkeypatch: p
     world.clock.advance(OVERDUE)
     assert (await world.sweep()).told == 1
     assert len(world.queue.parked) == 1
+
+
+async def test_what_the_sweeper_gives_up_is_parked_when_there_is_room() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    world.events.stored.clear()
+    world.queue.full = True
+    world.clock.advance(OVERDUE)
+    swept = await world.sweep()
+    assert (sum(swept.final.values()), list(swept.faults)) == (1, [])
+    stored = world.deliveries.stored[job.delivery.id]
+    assert (stored.state, stored.tell_at) == (State.FAILED, world.clock() + OVERDUE)
+    assert world.queue.told[-1].state is State.FAILED, "whoever listens is told at once"
+    world.queue.full = False
+    world.clock.advance(OVERDUE)
+    assert (await world.sweep()).told == 1
+    assert [parked.delivery.id for parked, _, _ in world.queue.parked] == [job.delivery.id]
+
+
+async def test_what_a_full_dead_letter_queue_does_not_take_is_tried_ever_more_seldom() -> None:
+    world = World()
+    (job,) = await world.accepted()
+    world.events.stored.clear()
+    world.queue.full = True
+    rounds = 0
+    for _ in range(12 * 24):
+        world.clock.advance(OVERDUE)
+        rounds += bool((await world.sweep()).faults)
+    assert rounds < 24 * 1.5, "in a day, once an hour in the end"
+    world.queue.full = False
+    world.clock.advance(LONGEST_PATIENCE)
+    assert (await world.sweep()).told == 1
+    assert [parked.delivery.id for parked, _, _ in world.queue.parked] == [job.delivery.id]

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
 
 from consumers.metrics import Metrics
 from consumers.sweeper import Sweeper
-from domain.sweep import Swept
+from domain.sweep import EVENTS_BATCH, Swept
 from tests.unit.world import World
 from tests.waiting import eventually
 
@@ -55,6 +56,24 @@ async def test_who_leads_drives_deliveries_on_and_beside_that_plans_events() -> 
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert rounds["left"] == 1
+
+
+async def test_where_there_may_be_more_events_the_next_are_planned_at_once() -> None:
+    rounds = Rounds()
+
+    async def plan() -> Swept:
+        rounds["planned"] += 1
+        return replace(NOTHING, events=EVENTS_BATCH if rounds["planned"] < 5 else EVENTS_BATCH - 1)
+
+    rounds.plan = plan  # type: ignore[method-assign]
+    role = sweeper(rounds)
+    role._leading, role._interval = True, timedelta(hours=1)
+    planning = asyncio.create_task(role.plan())
+    await eventually(lambda: rounds["planned"] == 5)
+    await asyncio.sleep(0)
+    planning.cancel()
+    await asyncio.gather(planning, return_exceptions=True)
+    assert rounds["planned"] == 5
 
 
 async def test_who_does_not_lead_does_neither() -> None:
