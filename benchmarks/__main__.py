@@ -35,6 +35,7 @@ from benchmarks.systems import CELERY, CELERY_16, FLOOR, NOTIPY
 from deploy.embedded import Servers, embedded_servers
 from deploy.signals import terminate_as_interrupt
 
+NONE_STORED, MUCH_STORED = "drain, none stored", "drain, 1 M stored"
 Measurement = Callable[[], Awaitable[Figure]]
 COLUMNS = {
     "rate": "per second",
@@ -79,8 +80,8 @@ def more(servers: Servers, size: int, folder: str) -> list[list[Measurement]]:
             lambda: drain(servers, NOTIPY, size, 4),
         ],
         [
-            lambda: drain(servers, NOTIPY, size),
-            lambda: drain(servers, NOTIPY, size, scenario="drain, 1 M stored", prepare=history(1_000_000)),
+            lambda: drain(servers, NOTIPY, size, scenario=NONE_STORED),
+            lambda: drain(servers, NOTIPY, size, scenario=MUCH_STORED, prepare=history(1_000_000)),
         ],
     ]
 
@@ -125,7 +126,7 @@ def show(figures: Sequence[Figure]) -> None:
 
 
 def ratios(figures: Sequence[Figure]) -> list[str]:
-    """NotiPy by its peers, where both were measured."""
+    """NotiPy by its peers, and with a history by itself without one, where both were measured."""
     lines = []
     for own in (f for f in figures if f.system == NOTIPY.name):
         for peer in figures:
@@ -136,6 +137,9 @@ def ratios(figures: Sequence[Figure]) -> list[str]:
                     if peer.values.get(name)
                 ]
                 lines.append(f"{own.scenario}, {own.processes} processes, notipy / {peer.system}: {', '.join(told)}")
+    rates = {f.scenario: f.values["rate"] for f in figures if f.scenario in {NONE_STORED, MUCH_STORED}}
+    if len(rates) > 1:
+        lines.append(f"{MUCH_STORED} / none stored: per second {rates[MUCH_STORED] / rates[NONE_STORED]:.2f}")
     return lines
 
 
@@ -187,7 +191,7 @@ def main() -> int:
     ):
         if chosen.memory or chosen.paused:
             return asyncio.run(_endure(servers, Path(folder), chosen.memory, chosen.paused))
-        count = 1500 if chosen.quick else 6000
+        count = 1_500 if chosen.quick else 10_000
         rows = beside_peers(servers, count) + (more(servers, count, folder) if chosen.full else [])
         figures = asyncio.run(measure(rows, 1 if chosen.quick else 3 if chosen.full else 2))
     show(figures)

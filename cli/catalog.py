@@ -13,6 +13,8 @@ from cli.output import Column, counted, hint, json_line, print_fields, print_tab
 from cli.session import execute, load, storage
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from cli.catalog_files import Catalog
     from config.settings import Settings
     from domain.notification import Notification
@@ -53,7 +55,7 @@ def apply(
     plan, current = execute(_apply(settings, catalog, prune, dry_run))
     _print_plan(plan, current, catalog, as_json)
     if not as_json:
-        _print_summary(plan, dry_run)
+        _print_summary(plan, dry_run, settings.catalog_refresh)
 
 
 def read_catalog(paths: list[Path]) -> "Catalog":
@@ -107,9 +109,12 @@ def _print_plan(plan: "Plan", current: Mapping[str, int], catalog: "Catalog", as
     )
 
 
-def _print_summary(plan: "Plan", dry_run: bool) -> None:
+def _print_summary(plan: "Plan", dry_run: bool, seen_within: "timedelta") -> None:
+    from domain.duration import format_duration
+
     told = ", ".join(f"{len(getattr(plan, action))} {action}" for action in _STYLES)
-    say(f"\n{told}. {'Nothing was written (--dry-run).' if dry_run else 'In force.'}")
+    in_force = f"In force for events that come from {format_duration(seen_within)} from now."
+    say(f"\n{told}. {'Nothing was written (--dry-run).' if dry_run else in_force}")
 
 
 # ---------------------------------------------------------------------------------------------------------------

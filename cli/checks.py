@@ -13,7 +13,7 @@ from consumers.app import provider_of
 from consumers.topology import EVENTS
 from domain.failures import DeliveryFailure
 from domain.text import describe
-from domain.vocabulary import Channel
+from domain.vocabulary import Channel, Reason
 from storage.migrations import Migrations
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def _consumers(seen: "Sequence[Seen]") -> Finding:
         "consumers",
         "warning",
         f"nobody consumes {', '.join(idle[:3])}{f' and {len(idle) - 3} more' if idle[3:] else ''}",
-        "Start `notipy run`; without --roles it takes every role.",
+        "Start `notipy run`; without --roles it takes every role. From a channel's queues it takes nothing while the "
+        "providers are paused: /readyz and the log `provider.paused` say so and why.",
     )
 
 
@@ -172,9 +173,16 @@ async def _provider(settings: Settings, channel: Channel, place: int) -> Sequenc
         async with asyncio.timeout(PATIENCE):
             return [Finding(name, "ok", f"{chosen.kind}: {await provider.check()}")]
     except DeliveryFailure as failure:
-        advice = f"See that it runs and that channels.{channel}.providers.{place} names it."
-        return [Finding(name, "failed", str(failure), advice)]
+        return [Finding(name, "failed", str(failure), _advice(failure, f"channels.{channel}.providers.{place}"))]
     except TimeoutError:
         return [Finding(name, "failed", f"no answer within {PATIENCE:g} s", "See that it can be reached from here.")]
     finally:
         await provider.close()
+
+
+def _advice(failure: DeliveryFailure, place: str) -> str:
+    if failure.reason is Reason.AUTHENTICATION:
+        return f"Correct the credentials of {place}, or the variables that they come from, and start `notipy run` anew."
+    if failure.reason is Reason.TLS:
+        return f"See that {place} asks for the encryption that the server has, and trusts its certificate."
+    return f"See that it runs and that {place} names it."

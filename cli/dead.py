@@ -12,6 +12,7 @@ from cli.failures import BadInput, CommandFailed, CommandGroup
 from cli.options import (
     DeadState,
     DeadStateOption,
+    DryRunOption,
     IdOption,
     JsonOption,
     Parked,
@@ -39,7 +40,6 @@ app = typer.Typer(
     help="What could not be delivered, or used at all: look, replay, give up.",
 )
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many, the oldest first.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
 SHOWN = 20
 """How many of those that would be treated a dry run shows to a person."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.events import unknown_event
-from cli.failures import BadInput, CommandFailed, CommandGroup
+from cli.failures import CommandFailed, CommandGroup
 from cli.inputs import cursor_of, read_cursor
 from cli.options import AfterOption, AtMostOption, ChannelOption, JsonOption, StateOption
 from cli.output import hint, json_line, say
@@ -166,7 +166,7 @@ def _ids(given: list[str]) -> list[str]:
         return given
     read = sys.stdin.read().split()
     if not read:
-        raise BadInput("ID: standard input names none.")
+        hint("Standard input names none.")
     return [*(one for one in given if one != "-"), *read]
 
 

@@ -1,6 +1,7 @@
 """`notipy demo` and `notipy run --embedded`: NotiPy with everything around it, on this machine alone."""
 
 import asyncio
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -178,7 +179,7 @@ def _show_commands(play: Playground, config: Path) -> None:
     amqp = play.host.urls.get("amqp_url", "$NOTIPY_AMQP_URL")
     _heading("In another terminal")
     for line in (
-        f'export AMQP_URL="{amqp}" NOTIPY_CONFIG={_shortest(config.absolute())}',
+        f'export AMQP_URL="{amqp}" NOTIPY_CONFIG={shlex.quote(str(config.absolute()))}',
         ".venv/bin/python examples/producers/publish.py ana@example.org 1   # or publish.mjs, publish.sh",
         ".venv/bin/notipy deliveries list",
     ):
@@ -209,6 +210,8 @@ def _told(*, interrupted: int) -> Iterator[None]:
 def _show_places(play: Playground) -> None:
     if play.host.management_url:
         _line(f"RabbitMQ        {play.host.management_url} (guest, guest)")
+    if mongo := play.host.urls.get("mongo_url"):
+        _line(f"MongoDB         {mongo}")
     if play.metrics_url:
         _line(f"metrics         {play.metrics_url}")
 

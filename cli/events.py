@@ -1,4 +1,4 @@
-"""`notipy events` and `notipy send`: what came in, and putting one event in by hand."""
+"""`notipy events`: what came in, and planning anew what met no notification."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,22 @@ import typer
 from rich.text import Text
 
 from cli.failures import CommandFailed, CommandGroup
-from cli.options import AfterOption, AtMostOption, JsonOption
+from cli.options import (
+    AfterOption,
+    AtMostOption,
+    DryRunOption,
+    JsonOption,
+    ReceivedSinceOption,
+    ReceivedUntilOption,
+    SourceOption,
+    TypeOption,
+)
 from cli.output import Column, counted, hint, json_line, print_fields, print_table, say, time_text
 from cli.session import execute, load, storage
 from domain.vocabulary import EventState
 
 if TYPE_CHECKING:
+    from cli.unmatched import Chosen, Done, Report
     from config.settings import Settings
     from consumers.stores import Stores
     from domain.delivery import Delivery
@@ -25,13 +35,15 @@ app = typer.Typer(cls=CommandGroup, rich_markup_mode="rich", no_args_is_help=Tru
 STATES = {
     "accepted": "accepted: its deliveries are being planned",
     "planned": "planned: every delivery is stored, and was dispatched or ended at once",
-    "unmatched": "unmatched: no notification is on it, nobody is told",
+    "unmatched": "unmatched: no notification was on it; `notipy events replay` plans it once there is one",
     "failed": "failed: planning it ended its process again and again; parked in notipy.dead.events",
 }
 PAGE = 1000
 """Events that are printed at once."""
 LOOKED_AT = 1_000_000
 """So many events without one of the state that is looked for, which takes some seconds, end the look."""
+SHOWN = 20
+"""How many of those that would be replayed a dry run shows to a person."""
 
 
 @app.command("list")
@@ -44,8 +56,9 @@ def list_(
 ) -> None:
     """List events, the newest first: those of every state, or of one.
 
-    Those in the state unmatched have met no notification: their keys show which `on:` is missing, or mistyped. Where
-    a million events have none of the state that is looked for, the look ends; --after goes on from there.
+    Those in the state unmatched have met no notification: their keys show which `on:` is missing, or mistyped. Once
+    there is one, `notipy events replay` has them planned. Where a million events have none of the state that is looked
+    for, the look ends; --after goes on from there.
 
     [bold]Examples[/]
 
@@ -124,6 +137,124 @@ def _row(event: "StoredEvent") -> Sequence[str]:
     """The cells of `_COLUMNS`."""
     about = (f"{event.source}/{event.id}", f"{event.source}.{event.type}", str(event.state))
     return (*about, time_text(event.received_at), str(event.planned), _notifications(event))
+
+
+@app.command("replay")
+def replay(
+    ctx: typer.Context,
+    source_of_one: Annotated[
+        str | None, typer.Argument(metavar="SOURCE", help="The event's source, e.g. shop.", show_default=False)
+    ] = None,
+    event_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="The event's id, as its producer gave it.", show_default=False)
+    ] = None,
+    state: Annotated[
+        EventState | None,
+        typer.Option("--state", help="All those in this state: [bold]unmatched[/], the only one that can be replayed."),
+    ] = None,
+    source: SourceOption = None,
+    type_: TypeOption = None,
+    since: ReceivedSinceOption = None,
+    until: ReceivedUntilOption = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many, the newest first.")] = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan events that met no notification when they came, with the notifications that are in force now.
+
+    One event, or with --state unmatched all that the other options mean. A running NotiPy plans them, at its sweeper's
+    next round. Nothing is sent twice: such an event has had no deliveries, and of two operators at once one replays it.
+    One that is too late by its [bold]expires_at[/] ends expired.
+
+    An event on which there is still no notification is left alone, as is one of another state; the exit code is then 1.
+
+    [bold]Examples[/]
+
+      $ notipy events replay shop ord-1042-shipped
+      $ notipy events replay --state unmatched --source shop --since 2h --dry-run
+      $ notipy events replay --state unmatched --type order.shipped --json
+    """
+    from cli.unmatched import Chosen, Report
+
+    chosen = Chosen(source, type_, since, until, limit)
+    one = _the_one(source_of_one, event_id, state, chosen)
+    settings = load(ctx)
+    report = Report(as_json, SHOWN if dry_run else 1, dry_run)
+    if one is None:
+        done = execute(_replay_all(settings, chosen, report))
+        _print_all(done, report)
+    else:
+        done = execute(_replay_one(settings, *one, report))
+        _print_one(done, report, f"{one[0]}/{one[1]}")
+    if done.treated and not dry_run:
+        hint(f"A running NotiPy begins to plan within {settings.sweeper.interval.total_seconds():g} s.")
+    if done.skipped:
+        raise typer.Exit(1)
+
+
+def _the_one(
+    source: str | None, event_id: str | None, state: EventState | None, chosen: "Chosen"
+) -> tuple[str, str] | None:
+    """The source and id of the one event that is meant; None: all of a state.
+
+    Raises:
+        BadParameter: neither is meant, or both, or a state whose events cannot be replayed.
+    """
+    from cli.unmatched import Chosen
+    from domain.unmatched import INSTEAD
+
+    if source is not None and (state is not None or chosen != Chosen()):
+        raise typer.BadParameter("is one event, with which no option goes that chooses among many", param_hint="SOURCE")
+    if source is not None and event_id is None:
+        raise typer.BadParameter("goes with SOURCE", param_hint="ID")
+    if source is None and state is None:
+        raise typer.BadParameter(
+            "name one event, SOURCE and ID; or all of them, --state unmatched", param_hint="SOURCE"
+        )
+    if state is not None and state in INSTEAD:
+        told = f"only unmatched events are replayed; one that is {state}: {INSTEAD[state]}"
+        raise typer.BadParameter(told, param_hint="--state")
+    return None if source is None or event_id is None else (source, event_id)
+
+
+async def _replay_one(settings: "Settings", source: str, event_id: str, report: "Report") -> "Done":
+    from cli.unmatched import replay_one
+    from domain.event import event_key
+
+    async with storage(settings) as stores:
+        event = await stores.events.get(event_key(source, event_id))
+        if event is None:
+            raise unknown_event(source, event_id)
+        return await replay_one(stores, event, report)
+
+
+async def _replay_all(settings: "Settings", chosen: "Chosen", report: "Report") -> "Done":
+    from cli.parked import progress
+    from cli.unmatched import replay_all
+
+    async with storage(settings) as stores:
+        with progress("looking through events", None) as advance:
+            return await replay_all(stores, chosen, report, advance)
+
+
+def _print_one(done: "Done", report: "Report", name: str) -> None:
+    if report.as_json:
+        return
+    would = "would be" if report.dry_run else "is"
+    for event in done.shown:
+        say(f"{name} {would} replayed: {_notifications(event) or 'its own content'}.")
+    if done.skipped:
+        raise CommandFailed(f"{name} {would} left alone: {next(iter(done.skipped))}.")
+
+
+def _print_all(done: "Done", report: "Report") -> None:
+    if report.as_json:
+        return
+    if report.dry_run:
+        _print_page(done.shown, as_json=False)
+    say(f"{counted(done.treated, 'event')} {'would be ' if report.dry_run else ''}replayed.")
+    for why, number in done.skipped.most_common():
+        say(f"{counted(number, 'other')} left alone: {why}.")
 
 
 @app.command("show")

@@ -75,3 +75,10 @@ SinceOption = Annotated[
 UntilOption = Annotated[
     datetime | None, typer.Option("--until", parser=read_time, metavar="TIME", help="Dead before that time.")
 ]
+ReceivedSinceOption = Annotated[
+    datetime | None, typer.Option("--since", parser=read_time, metavar="TIME", help=f"Received since: {_TIME}")
+]
+ReceivedUntilOption = Annotated[
+    datetime | None, typer.Option("--until", parser=read_time, metavar="TIME", help="Received before that time.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]

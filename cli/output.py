@@ -1,5 +1,6 @@
 """What commands print: tables and texts for people, JSON lines for scripts. Hints go to standard error."""
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from rich.text import Text
 UNBOUNDED = 10_000
 """Columns of a pipe: what is not a terminal has no edge at which to fold."""
 GAP = 2
+UNREAD = 141
+"""The exit code of a command whose output nobody reads: 128 + SIGPIPE, as a shell has it."""
 _STYLES = {
     "queued": "cyan",
     "sending": "cyan",
@@ -78,10 +81,14 @@ def _shown(character: str) -> str:
 
 
 def json_line(record: Mapping[str, Any]) -> None:
-    """One object a line; times are ISO 8601 in UTC."""
+    """One object a line; times are ISO 8601 in UTC. The command ends where nobody reads any more, as `head` does."""
     import orjson
 
-    sys.stdout.write(orjson.dumps(record, option=orjson.OPT_UTC_Z).decode() + "\n")
+    try:
+        sys.stdout.write(orjson.dumps(record, option=orjson.OPT_UTC_Z).decode() + "\n")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python meets it once more as it ends
+        raise SystemExit(UNREAD) from None
 
 
 def say(text: Cell = "") -> None:

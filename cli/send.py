@@ -150,6 +150,8 @@ def _outgoing(document: Mapping[str, Any], key: str | None) -> _Outgoing:
 def _advice(document: Mapping[str, Any], key: str | None) -> str:
     if not key and not document.get("type"):
         return "Name source and type with --key, for example --key shop.order.shipped."
+    if key and "." not in key and not document.get("type"):
+        return "The key is <source>.<type>, for example --key shop.order.shipped."
     return "" if document.get("recipients") else "Name recipients with --to or --recipients."
 
 
@@ -205,13 +207,23 @@ def _print(outgoing: _Outgoing, published: _Published, wait: float | None, as_js
     if not published.final:
         raise CommandFailed(f"{name} is not done after {wait:g} s: {_stands(published)}.", _follow(event))
     if published.state == "unmatched":
-        raise CommandFailed(f"No notification is on {event.topic}: nobody is told.", "`notipy apply` defines one.")
+        raise _unmatched(event, published)
     bad = sum(count for state, count in published.states.items() if state not in _GOOD)
     if bad:
         raise CommandFailed(
             f"{bad} of {sum(published.states.values())} deliveries ended neither sent nor suppressed.",
             _inspect(published),
         )
+
+
+def _unmatched(event: "Event", published: _Published) -> CommandFailed:
+    """One that was stored before stays as it was, whatever is in force now."""
+    if not published.known_before:
+        return CommandFailed(f"No notification is on {event.topic}: nobody is told.", "`notipy apply` defines one.")
+    return CommandFailed(
+        f"{event.source}/{event.id} was stored as unmatched when it first came: nobody is told.",
+        f"`notipy events replay {event.source} {event.id}` plans it with the notifications that are in force now.",
+    )
 
 
 def _inspect(published: _Published) -> str:

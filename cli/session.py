@@ -109,10 +109,14 @@ async def broker(settings: "Settings") -> AsyncIterator["AbstractConnection"]:
 @contextmanager
 def _database_told(settings: "Settings") -> Iterator[None]:
     from storage.database import DatabaseError
+    from storage.documents import CannotRead
     from storage.migrations import SchemaError
 
     try:
         yield
+    except CannotRead as error:
+        advice = "Use the newer NotiPy that has written it; or mend the document, if somebody has changed it by hand."
+        raise CommandFailed(f"MongoDB: {error}", advice) from None
     except SchemaError as error:
         raise CommandFailed(f"MongoDB at {settings.masked()['mongo_url']}: {error}", error.advice) from None
     except DatabaseError as error:

@@ -18,6 +18,7 @@ from deploy.smtp_sink import SmtpSink
 from domain.delivery import Change
 from domain.ports import Claim
 from domain.vocabulary import Reason, State
+from tests.contract.peers import scripted_smtp
 from tests.forking import Notipy
 from tests.running import ORDER_SHIPPED, Stack, order
 from tests.waiting import eventually
@@ -504,3 +505,30 @@ async def test_a_server_that_cannot_be_reached_is_told_with_what_to_do(
     assert "What to do:" in ended.err
     assert "Traceback" not in ended.err
     assert "geheim" not in ended.err
+
+
+async def test_the_doctor_says_where_wrong_credentials_are_corrected(
+    notipy: Notipy, config_file: Path, tmp_path: Path
+) -> None:
+    async with scripted_smtp(EHLO=["250-mail.example\r\n250 AUTH PLAIN"], AUTH=["535 5.7.8 wrong"]) as server:
+        url = f"smtp://shop:geheim@127.0.0.1:{server.port}?tls=none"
+        provider = {"name": "primary", "kind": "smtp", "url": url, "from": "shop@example.org"}
+        document = yaml.safe_load(config_file.read_text()) | {"channels": {"email": {"providers": [provider]}}}
+        file = tmp_path / "wrong.yaml"
+        file.write_text(yaml.safe_dump(document))
+        told = await notipy("doctor", "--json", config=file)
+    (found,) = [each for each in told.records if each["check"] == "provider email/primary"]
+    assert found["result"] == "failed"
+    assert found["advice"].startswith("Correct the credentials of channels.email.providers.0")
+
+
+async def test_a_key_of_one_word_is_told_what_a_key_is(notipy: Notipy) -> None:
+    told = await notipy("send", "--key", "shop", "--to", "ana@example.org")
+    assert told.code == 2
+    assert "The key is <source>.<type>" in told.err
+
+
+async def test_no_id_on_standard_input_is_nothing_to_cancel(notipy: Notipy) -> None:
+    told = await notipy("deliveries", "cancel", "-", "--json", stdin="")
+    assert (told.code, told.out) == (0, "")
+    assert "names none" in told.err

@@ -9,6 +9,7 @@ import pytest
 from cli.delivery_ids import CANDIDATES, whole_id
 from cli.failures import BadInput
 from domain.delivery import Delivery
+from domain.event import event_key
 from domain.ports import Claim
 from domain.vocabulary import Channel, State
 from storage.database import connect
@@ -114,3 +115,20 @@ async def test_dead_ones_are_named_so_too(notipy: Notipy, deliveries: MongoDeliv
     twice = await notipy("dead", "drop", "--id", ALIKE[1][:10], "--id", ALIKE[1], "--yes", "--json")
     assert [each["id"] for each in twice.records] == [ALIKE[1]]
     assert (await notipy("dead", "replay", "--id", "ffffffff")).code == 1
+
+
+async def test_one_that_cannot_be_read_is_named_and_hides_no_other(
+    notipy: Notipy, deliveries: MongoDeliveries, database_url: str
+) -> None:
+    await deliveries.add(three())
+    async with connect(database_url) as database:
+        collection = database.collection("deliveries")
+        await collection.update_many({}, {"$set": {"event_key": event_key("shop", "ord-1")}})
+        await collection.update_one({"_id": ONE}, {"$set": {"channel": "voice"}})
+    shown = await notipy("deliveries", "show", ONE)
+    assert (shown.code, shown.out) == (1, "")
+    assert f"delivery {ONE} cannot be read" in " ".join(shown.err.split())
+    assert "newer NotiPy" in shown.err
+    listed = await notipy("deliveries", "list", "--event", "shop", "ord-1", "--json")
+    assert {each["id"] for each in listed.records} == set(ALIKE)
+    assert "delivery.unreadable" in listed.err

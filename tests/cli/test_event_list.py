@@ -1,6 +1,6 @@
 """`notipy events list`: what came in, above all what met no notification."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import product
 from pathlib import Path
@@ -15,7 +15,7 @@ from domain.event import event_key
 from domain.ports import StoredEvent
 from domain.vocabulary import EventState
 from storage import event_pages
-from storage.database import Database, Document, connect
+from storage.database import Database, Document
 from storage.documents import event_document
 from storage.event_pages import Place, event_page
 from tests.fakes import START
@@ -24,13 +24,6 @@ from tests.running import ORDER_SHIPPED, Stack, order
 from tests.waiting import eventually
 
 SECOND = timedelta(seconds=1)
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with connect(database_url) as opened:
-        await opened.ensure_indexes()
-        yield opened
 
 
 def event(number: int, state: EventState = EventState.PLANNED, at: datetime | None = None) -> StoredEvent:

@@ -1,6 +1,8 @@
 """What is printed fits the terminal, loses nothing, and cannot command it."""
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -113,3 +115,14 @@ def test_what_a_terminal_would_obey_is_not(text: str) -> None:
 def test_a_line_that_is_too_long_goes_on_indented(width: int, lines: list[str]) -> None:
     shown = hanging("  lease: should be longer than nothing", Console(width=width))
     assert [line.rstrip() for line in shown.plain.splitlines()] == lines
+
+
+def test_a_command_whose_output_nobody_reads_any_more_ends_as_other_programs_do() -> None:
+    code = "from cli.output import json_line\nfor number in range(100_000): json_line({'number': number})"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b'{"number":0}\n'
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141

@@ -83,3 +83,10 @@ def test_help_does_not_wait_for_what_only_the_work_needs() -> None:
     code = f"import sys, cli.main; print([name for name in {HEAVY!r} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_worker_does_not_hold_what_only_other_providers_need() -> None:
+    others = ("aiobotocore", "apprise", "cryptography", "dkim", "http_ece", "httpx", "inscriptis")
+    code = f"import sys, consumers.app, channels.smtp; print([name for name in {others!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
