@@ -62,6 +62,12 @@ def by_recipient(smtp: SmtpSink) -> dict[str, EmailMessage]:
     return {str(mail["To"]): mail for mail in mails}
 
 
+def text_of(mail: EmailMessage) -> str:
+    text = mail.get_body(("plain",))
+    assert text is not None
+    return str(text.get_content()).replace("\xa0", " ").replace("\r", "")
+
+
 async def test_everybody_gets_their_own_language_and_zone(
     settings: Settings, stack: Stack, smtp: SmtpSink, tmp_path: Path
 ) -> None:
@@ -73,11 +79,8 @@ async def test_everybody_gets_their_own_language_and_zone(
     german, english = mails["ana@example.org"], mails["ben@example.org"]
     assert german["Subject"] == "Versandt am 23. November 2026"
     assert english["Subject"] == "Shipped on November 22, 2026"
-    told = {name: mail.get_body(("plain",)) for name, mail in mails.items()}
-    assert [body.get_content().replace("\xa0", " ").replace("\r", "") for body in told.values() if body] == [
-        "€ 1.234,50\n\nShop AG\n",
-        "€1,234.50\n\nShop AG\n",
-    ]
+    assert text_of(german) == "€ 1.234,50\n\nShop AG\n"
+    assert text_of(english) == "€1,234.50\n\nShop AG\n"
     html = german.get_body(("html",))
     assert html is not None
     assert '<p style="color: red;">Shop AG</p>' in html.get_content()
