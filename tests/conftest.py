@@ -20,6 +20,7 @@ from deploy.embedded import embedded_servers
 from deploy.rabbit_admin import RabbitAdmin
 from deploy.smtp_sink import SmtpSink
 from deploy.webhook_sink import WebhookSink
+from storage.database import Database, connect
 from tests.forking import Ended, Forker, Notipy
 from tests.running import Stack
 
@@ -104,6 +105,14 @@ def database_url(servers: SharedServers, remove_later: Callable[[Callable[[], No
 
     yield f"{base.rsplit('/', 1)[0]}/{name}?{query}"
     remove_later(drop)
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """That database, with its indexes."""
+    async with connect(database_url) as opened:
+        await opened.ensure_indexes()
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -31,13 +31,6 @@ def entry(name: str = "ana", **more: Any) -> Suppression:
     return Suppression(**{**values, **more})
 
 
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with connect(database_url) as database:
-        await database.ensure_indexes()
-        yield database
-
-
 @pytest.fixture(params=["memory", "mongodb", "mongodb, held in memory", "mongodb, too long to hold"])
 async def suppressions(request: pytest.FixtureRequest) -> AsyncIterator[Suppressions]:
     if request.param == "memory":

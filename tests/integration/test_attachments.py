@@ -59,13 +59,6 @@ async def library() -> AsyncIterator[Library]:
         yield library
 
 
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with connect(database_url) as opened:
-        await opened.ensure_indexes()
-        yield opened
-
-
 class Clock:
     """A clock that the test sets."""
 

@@ -1,6 +1,6 @@
 """What `deliveries list` and `dead` go through over a real MongoDB: page by page, while it goes on changing."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,20 +11,13 @@ from domain.delivery import Change, Delivery
 from domain.ports import Claim, DeadFilter, Purpose
 from domain.vocabulary import Channel, Reason, State
 from storage import deliveries as stored
-from storage.database import Database, connect
+from storage.database import Database
 from storage.deliveries import DeliveryFilter, MongoDeliveries
 from tests.contract.test_repositories import delivery
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with connect(database_url) as opened:
-        await opened.ensure_indexes()
-        yield opened
 
 
 @pytest.fixture

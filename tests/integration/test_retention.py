@@ -1,7 +1,6 @@
 """Retention over a real MongoDB and a real RabbitMQ: what goes, and above all what stays."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,7 +21,7 @@ from domain.ports import Claim, StoredEvent
 from domain.text import Fault
 from domain.vocabulary import Channel, EventState, Lane, Reason, State
 from storage import retention
-from storage.database import Database, Document, connect
+from storage.database import Database, Document
 from storage.deliveries import MongoDeliveries
 from storage.events import MongoEvents
 from storage.retention import Cutoffs, Horizon, MongoRetention, read_horizon
@@ -35,13 +34,6 @@ DAY = timedelta(days=1)
 BEFORE = NOW - 30 * DAY
 FINAL = [state for state in State if state.final]
 OVER = sorted(set(FINAL) - {State.FAILED, State.UNKNOWN})
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with connect(database_url) as opened:
-        await opened.ensure_indexes()
-        yield opened
 
 
 def delivery(name: str, state: State = State.SENT, age: timedelta = 40 * DAY, **more: Any) -> Delivery:
