@@ -29,6 +29,8 @@ PROBE_AFTER: Final = 30.0
 """Seconds after which a kept connection is asked (NOOP) before it is used again."""
 GOODBYE: Final = 2.0
 """Seconds that a server has to answer QUIT."""
+MORE_AFTER: Final = 60.0
+"""Seconds after which a server that took no more connections is asked for more again."""
 SLOWEST: Final = 1024 * 1024
 """Bytes a second at which a large message is given more time than `timeout`."""
 
@@ -45,13 +47,23 @@ class _Kept:
 
 
 class SmtpPool:
-    """The connections to one server: at most `connections`, the last used first."""
+    """The connections to one server: at most `connections`, the last used first.
+
+    At most as many as the server takes, too, where that is fewer (Exim's default is 20 from everybody together, and
+    many a hosted server takes three from one user): whose connection is refused with 421 while others stand waits for
+    one of them, and its place is withheld from then on.
+    """
 
     def __init__(self, options: SmtpOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
         self._clock = clock
         self._slots = asyncio.Semaphore(options.connections)
         self._idle: list[_Kept] = []
+        self._talking = 0
+        self._connecting = 0
+        self._connected = asyncio.Event()
+        self._withheld = 0
+        self._more_at = 0.0
         self._closed = False
         self._hostname: str | None = options.local_hostname
         self._tls: ssl.SSLContext | None = None
@@ -64,6 +76,8 @@ class SmtpPool:
         `MAIL`, so nothing was sent, and a fresh connection is tried once.
         """
         with UNSENT:
+            if self._withheld and self._clock() >= self._more_at:
+                self._give_out()
             if self._slots.locked():
                 await self._wait()
             else:
@@ -74,17 +88,48 @@ class SmtpPool:
             self._slots.release()
 
     async def _sent(self, mail: Mail) -> str:
-        with UNSENT:
-            kept = await self._take()
-        if kept is not None:
-            with suppress(_Stale):
-                return await self._conversation(kept, mail)
-        with UNSENT:
-            session = await self._connect()
+        session: Session | None = None
+        while session is None:
+            with UNSENT:
+                kept = await self._take()
+            if kept is not None:
+                with suppress(_Stale):
+                    return await self._conversation(kept, mail)
+            with UNSENT:
+                session = await self._another()
         try:
             return await self._conversation(session, mail)
         except _Stale as stale:
             raise stale.failure from None
+
+    async def _another(self) -> Session | None:
+        """A further connection; None where the server takes no more, once one of the others is free.
+
+        Which of those that are being opened together it takes is known when they all are, or one is.
+        """
+        self._connecting += 1
+        try:
+            return await self._connect()
+        except _Full as full:
+            refused = full
+        finally:
+            self._connecting -= 1
+            self._connected.set()
+        while self._connecting and not (self._talking or self._idle):
+            self._connected.clear()
+            await self._connected.wait()
+        if not (self._talking or self._idle):
+            raise refused.failure
+        self._more_at = self._clock() + MORE_AFTER
+        await self._wait()  # and so holds two places, of which it gives back one
+        self._withheld += 1
+        return None
+
+    def _give_out(self) -> None:
+        """The places that were withheld: the server may take more connections by now."""
+        while self._withheld:
+            self._withheld -= 1
+            self._slots.release()
 
     async def _wait(self) -> None:
         """For a place among the connections, with a limit of its own: nothing was sent when it is over."""
@@ -93,13 +138,17 @@ class SmtpPool:
                 await self._slots.acquire()
         except TimeoutError:
             wait = format_duration(self._options.timeout)
-            detail = f"all {self._options.connections} connections were busy for {wait}"
+            detail = f"all {self._options.connections - self._withheld} connections were busy for {wait}"
             raise TransientFailure(Reason.PROVIDER_UNAVAILABLE, detail, provider_fault=True) from None
 
     async def probe(self) -> None:
         """Make a connection and keep it."""
         async with self._slots:
-            await self._give_back(await self._connect())
+            try:
+                session = await self._connect()
+            except _Full as full:
+                raise full.failure from None
+            await self._give_back(session)
 
     async def close(self) -> None:
         """Close what is kept and keep nothing from now on."""
@@ -143,7 +192,12 @@ class SmtpPool:
             self._idle.append(_Kept(session, self._clock()))
 
     async def _connect(self) -> Session:
-        """A connection on which EHLO, STARTTLS and AUTH are done as set."""
+        """A connection on which EHLO, STARTTLS and AUTH are done as set.
+
+        Raises:
+            _Full: the server does not take it, nor perhaps any other; by 421.
+            DeliveryFailure: whatever else went wrong.
+        """
         client = self._client(await self._local_hostname())
         stage = Stage.CONNECT
         try:
@@ -154,7 +208,9 @@ class SmtpPool:
                 await self._login(client)
                 return Session.over(client)
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
-            raise self._connect_failure(error, stage) from None
+            failure = self._connect_failure(error, stage)
+            full = isinstance(error, aiosmtplib.SMTPResponseException) and error.code == 421
+            raise (_Full(failure) if full else failure) from None
 
     async def _login(self, client: aiosmtplib.SMTP) -> None:
         server = self._options.server
@@ -205,13 +261,17 @@ class SmtpPool:
         """MAIL, RCPT, DATA and the message; afterwards the connection is kept, unless it is of no more use."""
         refused: _Refused | None = None
         answer = ""
-        with _closing_on_error(session):
-            try:
-                answer = await _transaction(session, mail, self._timeout)
-            except _Refused as error:
-                refused = error
-                await self._reset(session, error)
-        await self._give_back(session)
+        self._talking += 1
+        try:
+            with _closing_on_error(session):
+                try:
+                    answer = await _transaction(session, mail, self._timeout)
+                except _Refused as error:
+                    refused = error
+                    await self._reset(session, error)
+            await self._give_back(session)
+        finally:
+            self._talking -= 1
         if refused is not None:
             raise refused.failure
         return answer
@@ -251,6 +311,14 @@ async def _greet(client: aiosmtplib.SMTP) -> None:
 
 class _Stale(Exception):
     """The connection was dead before MAIL was accepted."""
+
+    def __init__(self, failure: DeliveryFailure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+class _Full(Exception):
+    """The server took the connection no further than to say 421: it takes no more of them, or none at all."""
 
     def __init__(self, failure: DeliveryFailure) -> None:
         super().__init__(failure.reason)

@@ -21,6 +21,7 @@ class ScriptedSmtp:
 
     `replies` maps a command (GREETING, EHLO, MAIL, RCPT, DATA, BODY, RSET, NOOP) to the answers that it gets one after
     the other, the last one from then on; an empty answer hangs up, None says nothing, and nothing more from then on.
+    More than `most` open at once are greeted with 421; `slow`: seconds before each greeting.
     """
 
     replies: dict[str, list[str | None]] = field(default_factory=dict)
@@ -30,6 +31,10 @@ class ScriptedSmtp:
     open: int = 0
     commands: list[str] = field(default_factory=list)
     mails: list[bytes] = field(default_factory=list)
+    most: int = 1000
+    most_seen: int = 0
+    refused: int = 0
+    slow: float = 0.0
 
     DEFAULTS: ClassVar[dict[str, str]] = {
         "GREETING": "220 ready",
@@ -44,6 +49,12 @@ class ScriptedSmtp:
         self.open += 1
         conversation = _Conversation(writer)
         try:
+            if self.open > self.most:
+                self.refused += 1
+                await conversation.say("GREETING", "421 4.7.0 too many connections from you")
+                return
+            self.most_seen = max(self.most_seen, self.open)
+            await asyncio.sleep(self.slow)
             await self._say(conversation, "GREETING")
             while line := await reader.readline():
                 verb = line.split()[0].decode().upper()

@@ -159,6 +159,65 @@ async def test_connections_are_kept_and_closed(pipelining: bool) -> None:
         await eventually(lambda: server.open == 0)
 
 
+@pytest.mark.parametrize("slow", [0.0, 0.1], ids=["at once", "slowly"])
+async def test_a_server_that_takes_fewer_connections_gets_fewer_and_every_mail(
+    monkeypatch: pytest.MonkeyPatch, slow: float
+) -> None:
+    async with scripted_smtp() as server:
+        server.most, server.slow = 3, slow
+        provider = smtp(server.port, connections=20)
+        await asyncio.gather(*(provider.send(email(number)) for number in range(60)))
+        assert (server.most_seen, server.refused, len(server.mails)) == (3, 17, 60)
+        await asyncio.gather(*(provider.send(email(number)) for number in range(60)))
+        assert (server.refused, len(server.mails)) == (17, 120), "it is not asked for more yet"
+        monkeypatch.setattr("channels.smtp_pool.MORE_AFTER", -1.0)
+        await provider.close()
+        server.most, provider = 2, smtp(server.port, connections=3)
+        for _ in range(3):
+            await asyncio.gather(*(provider.send(email(number)) for number in range(6)))
+        assert (server.refused, len(server.mails)) == (20, 138), "it is asked for more with each burst"
+        server.most = 1000
+        await asyncio.gather(*(provider.send(email(number)) for number in range(6)))
+        assert (server.refused, server.open, len(server.mails)) == (20, 3, 144)
+        await provider.close()
+
+
+async def test_a_server_that_takes_no_connection_is_asked_once_for_each_mail() -> None:
+    async with scripted_smtp() as server:
+        server.most = 0
+        provider = smtp(server.port, connections=20)
+        failures = await asyncio.gather(*(failure_of(provider, email(number)) for number in range(20)))
+        assert server.connections == 20
+        server.most = 1000
+        await asyncio.gather(*(provider.send(email(number)) for number in range(60)))
+        assert (server.most_seen, len(server.mails)) == (20, 60), "all places are there still"
+        await provider.close()
+    assert {type(failure) for failure in failures} == {TransientFailure}
+    assert {failure.reason for failure in failures} == {Reason.PROVIDER_UNAVAILABLE}
+
+
+async def test_whoever_waits_for_another_connection_in_vain_was_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("channels.smtp_pool.MORE_AFTER", -1.0)
+    async with scripted_smtp(MAIL=[None]) as server:
+        server.most = 1
+        provider = smtp(server.port, connections=2, timeout="300ms")
+        first = asyncio.create_task(provider.send(email(1)))
+        await eventually(lambda: "MAIL" in str(server.commands))
+        with pytest.raises(TimeoutError) as caught:
+            async with asyncio.timeout(0.1):
+                await provider.send(email(2))
+        failure = await failure_of(provider, email(3))
+        with suppress(DeliveryFailure):
+            await first
+        server.replies.clear()
+        server.most = 1000
+        await asyncio.gather(*(provider.send(email(number)) for number in range(4)))
+        assert (server.most_seen, len(server.mails)) == (2, 4), "no place was lost"
+        await provider.close()
+    assert was_unsent(caught.value)
+    assert isinstance(failure, TransientFailure)
+
+
 def with_copies(**fields: str) -> Message:
     return email(content={"subject": "s", "text": "x", "cc": "bo.private@example.org, cy@example.org", **fields})
 
