@@ -10,9 +10,10 @@ import typer
 from cli.events import unknown_event
 from cli.failures import CommandFailed, CommandGroup
 from cli.inputs import cursor_of, read_cursor
-from cli.options import AfterOption, AtMostOption, ChannelOption, JsonOption, StateOption
-from cli.output import hint, json_line, say
+from cli.options import AfterOption, AtMostOption, ChannelOption, JsonOption, PlannedSinceOption, StateOption
+from cli.output import hint, json_line, say, time_text
 from cli.session import core, execute, load, storage
+from domain.vocabulary import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from config.settings import Settings
     from domain.delivery import Delivery
     from domain.operate import Refused
-    from storage.deliveries import DeliveryFilter
+    from storage.deliveries import DeliveryFilter, MongoDeliveries, Place
 
 app = typer.Typer(cls=CommandGroup, rich_markup_mode="rich", no_args_is_help=True, help="What became of each delivery.")
 
 PAGE = 1000
 """Deliveries that are read and printed at once."""
+LOOKED_AT = 1_000_000
+"""So many deliveries to others, which take some seconds, end the look for those to a recipient without --since."""
 
 
 @app.command("list")
@@ -34,17 +37,27 @@ def list_(
     event: Annotated[
         tuple[str, str] | None, typer.Option("--event", metavar="SOURCE ID", help="Only this event's.")
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="WHO", help="Only to this recipient: an id or any address."),
+    ] = None,
     channel: ChannelOption = None,
     state: StateOption = None,
+    since: PlannedSinceOption = None,
     limit: AtMostOption = 50,
     after: AfterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List deliveries, the newest first.
 
+    --to finds all that were planned for a person, over whatever channel. It looks through the deliveries one after the
+    other: --since, --channel and --event make it shorter. Without --since it ends where a million are to somebody else;
+    --after goes on from there.
+
     [bold]Examples[/]
 
       $ notipy deliveries list --event shop ord-1042-shipped
+      $ notipy deliveries list --to ana@example.org --since 2d
       $ notipy deliveries list --channel email --state failed --limit 20
       $ notipy deliveries list --state held --limit 1000000 --json | jq -r .id
     """
@@ -55,36 +68,77 @@ def list_(
         raise typer.BadParameter(f"takes SOURCE and ID, and {event[1]} stands for ID", param_hint="--event")
     settings = load(ctx)
     key = event_key(*event) if event else None
-    chosen = DeliveryFilter(key, channel, state, read_cursor(after) if after else None)
-    listed = execute(_list(settings, chosen, limit, as_json))
+    if to is not None and state is State.SENDING:
+        raise typer.BadParameter("goes with every state but sending, as which nothing is stored", param_hint="--to")
+    chosen = DeliveryFilter(key, channel, state, since, read_cursor(after) if after else None)
+    listed = execute(_list(settings, chosen, to, limit, as_json))
     if event and not listed.number and not listed.event_known:
         failure = unknown_event(*event)
         hint(f"{failure} {failure.hint}")
     elif not listed.number and not as_json:
-        hint("No deliveries.")
-    if listed.number == limit and listed.last:
-        hint(f"There may be more: --after {cursor_of(listed.last.created_at, listed.last.id)}")
+        hint(f"No deliveries{_among(listed, to)}.")
+    if listed.goes_on:
+        hint(f"There may be more: --after {cursor_of(*listed.goes_on)}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """How many deliveries were printed, the last of them, and whether the event that they belong to is stored."""
+    """How many deliveries were printed, where there may be more, and whether the event is stored."""
 
     number: int
-    last: "Delivery | None"
+    goes_on: "Place | None"
     event_known: bool
 
 
-async def _list(settings: "Settings", chosen: "DeliveryFilter", limit: int, as_json: bool) -> _Listed:
-    """Print the deliveries, a page at a time: a table is as wide as its page needs."""
-    number, last = 0, None
+def _among(listed: _Listed, to: str | None) -> str:
+    among = f" among those since {time_text(listed.goes_on[0])}" if listed.goes_on else ""
+    return f" to {to}{among}" if to is not None else ""
+
+
+async def _list(settings: "Settings", chosen: "DeliveryFilter", to: str | None, limit: int, as_json: bool) -> _Listed:
     async with storage(settings) as stores:
-        while number < limit and (page := await stores.deliveries.page(chosen, min(limit - number, PAGE))):
-            _print(page, as_json)
-            number, last = number + len(page), page[-1]
-            chosen = replace(chosen, after=(last.created_at, last.id))
+        if to is None:
+            number, goes_on = await _print_all(stores.deliveries, chosen, limit, as_json)
+        else:
+            found, goes_on = await _look_for(to, stores.deliveries, chosen, limit)
+            number = len(found)
+            for start in range(0, number, PAGE):
+                _print(found[start : start + PAGE], as_json)
         known = chosen.event_key is None or number > 0 or await stores.events.get(chosen.event_key) is not None
-    return _Listed(number, last, known)
+    return _Listed(number, goes_on, known)
+
+
+async def _print_all(
+    deliveries: "MongoDeliveries", chosen: "DeliveryFilter", limit: int, as_json: bool
+) -> "tuple[int, Place | None]":
+    """Print them, a page at a time: a table is as wide as its page needs. How many, and where there may be more."""
+    number = 0
+    while number < limit and (page := await deliveries.page(chosen, min(limit - number, PAGE))):
+        _print(page, as_json)
+        number += len(page)
+        chosen = replace(chosen, after=(page[-1].created_at, page[-1].id))
+    return number, chosen.after if number == limit else None
+
+
+async def _look_for(
+    recipient: str, deliveries: "MongoDeliveries", chosen: "DeliveryFilter", limit: int
+) -> "tuple[Sequence[Delivery], Place | None]":
+    """Those to the recipient, and where there may be more."""
+    from cli.parked import progress
+    from storage.deliveries import STRETCH
+
+    found: list[Delivery] = []
+    in_vain = 0
+    with progress("looking through deliveries", None) as advance:
+        while len(found) < limit and (chosen.since is not None or in_vain < LOOKED_AT):
+            page = await deliveries.page_to(recipient, chosen, limit - len(found))
+            found += page.deliveries
+            chosen = replace(chosen, after=page.looked_until)
+            if page.looked_until is None:
+                break
+            in_vain = 0 if page.deliveries else in_vain + STRETCH
+            advance(STRETCH)
+    return found, chosen.after
 
 
 def _print(page: "Sequence[Delivery]", as_json: bool) -> None:

@@ -78,6 +78,9 @@ UntilOption = Annotated[
 ReceivedSinceOption = Annotated[
     datetime | None, typer.Option("--since", parser=read_time, metavar="TIME", help=f"Received since: {_TIME}")
 ]
+PlannedSinceOption = Annotated[
+    datetime | None, typer.Option("--since", parser=read_time, metavar="TIME", help=f"Planned since: {_TIME}")
+]
 ReceivedUntilOption = Annotated[
     datetime | None, typer.Option("--until", parser=read_time, metavar="TIME", help="Received before that time.")
 ]

@@ -72,8 +72,13 @@ def _email_domain(domain: str) -> str:
     return validate_email(f"a@{domain}")[1].removeprefix("a@")
 
 
+def phone_number(value: str) -> str:
+    """A number as it is kept: without what only helps to read it."""
+    return re.sub(r"[ ()./-]", "", value)
+
+
 def _phone(value: str) -> str:
-    number = re.sub(r"[ ()./-]", "", value)
+    number = phone_number(value)
     if not _PHONE.fullmatch(number):
         raise ValueError("is not a phone number in international form, such as +4915112345678")
     return number

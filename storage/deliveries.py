@@ -1,5 +1,6 @@
 """The deliveries and the claims on their attempts."""
 
+import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -9,8 +10,10 @@ from operator import attrgetter
 from pymongo import ASCENDING, DESCENDING
 
 from domain.delivery import Change, Delivery
+from domain.event import phone_number
 from domain.group_commit import GroupCommit
 from domain.ports import Claim, DeadFilter, Unreadable
+from domain.suppression import normalised
 from domain.vocabulary import IN_FLIGHT, REPLAYABLE, Channel, Reason, State
 from storage.database import Database, Document
 from storage.documents import (
@@ -44,6 +47,8 @@ _SET_BY_CHANGE = (
 _set_by_change = attrgetter(*_SET_BY_CHANGE)
 PAGE = 2000
 """Claims looked through at once for what is being sent."""
+STRETCH = 20_000
+"""Deliveries among which those to one recipient are looked for at once: some 100 ms of the server's time."""
 DEAD_PAGE = 500
 """Dead deliveries read at once."""
 _AFTER_ALL = "\uffff"
@@ -54,6 +59,10 @@ _USED = {"id": str, "event_key": str, "epoch": int, "attempt": int, "forgiven": 
 """What a delivery that is due is driven on by."""
 HISTORY_KEPT = 200
 """Changes kept of one delivery, the last ones: a provider that stays half dead for days must not fill its document."""
+
+
+Place = tuple[datetime, str]
+"""When a delivery was planned, and its id: its place in the order of every list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +83,30 @@ class _Ordered:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryFilter:
-    """Which deliveries a list shows; None: any. `after` is the cursor that the page before ended with."""
+    """Which deliveries a list shows; None: any.
+
+    Attributes:
+        since: planned then, or later.
+        after: the place at which the page before ended.
+    """
 
     event_key: str | None = None
     channel: Channel | None = None
     state: State | None = None
-    after: tuple[datetime, str] | None = None
+    since: datetime | None = None
+    after: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryPage:
+    """Some deliveries to one recipient, and how far the look for them went.
+
+    Attributes:
+        looked_until: the last one that was looked at, behind which the next page begins; None where there are no more.
+    """
+
+    deliveries: Sequence[Delivery]
+    looked_until: Place | None
 
 
 class MongoDeliveries:
@@ -229,6 +256,28 @@ class MongoDeliveries:
             return await self._database.run(lambda: self._being_sent(chosen, limit))
         found = await self._read(_list_queries(chosen), limit)
         return await self._with_claims(self._readable(found))
+
+    async def page_to(self, recipient: str, chosen: DeliveryFilter, limit: int) -> DeliveryPage:
+        """At most `limit` of those to this recipient, an id or an address, among the next `STRETCH` of a list.
+
+        There is no index on recipients, which every delivery would have to pay for: they are looked for in bounded
+        steps, between which the caller decides whether to go on. Not in the state `sending`, as which none is stored.
+        """
+        found: list[Document] = []
+        end, left = None, STRETCH
+        for each in _list_queries(chosen):
+            if left:
+                stretch: list[Document] = [{"$match": each.query}, {"$sort": dict(each.order)}, {"$limit": left}]
+                if looked_at := await self._aggregated([*stretch, *_LAST], each.index):
+                    end, left = _place(looked_at[0]), left - looked_at[0]["number"]
+                    wanted: list[Document] = [{"$match": _to(recipient)}, {"$limit": limit + 1}]
+                    found += await self._aggregated([*stretch, *wanted], each.index)
+        if len(found) > limit:
+            end, left, found = _place(found[limit - 1]), 0, found[:limit]
+        return DeliveryPage(await self._with_claims(self._readable(found)), None if left else end)
+
+    async def _aggregated(self, stages: Sequence[Document], index: str) -> list[Document]:
+        return await self._database.run(lambda: self._collection.aggregate(stages, hint=index).to_list(None))
 
     async def current(self, delivery_id: str) -> Delivery | None:
         """One delivery, shown as `page` shows it."""
@@ -473,8 +522,39 @@ def _list_queries(chosen: DeliveryFilter) -> Sequence[_Ordered]:
         query["state"] = str(chosen.state)
     if chosen.channel is not None:
         query["channel"] = str(chosen.channel)
+    if chosen.since is not None:
+        query["created_at"] = {"$gte": chosen.since}
     index = "list" if chosen.event_key is None else "event_list"
     return _from(query, "created_at", DESCENDING, chosen.after, index)
+
+
+_LAST: Sequence[Document] = (
+    {"$project": {"created_at": 1}},  # which the index holds
+    {
+        "$group": {
+            "_id": None,
+            "last": {"$last": {"created_at": "$created_at", "_id": "$_id"}},
+            "number": {"$sum": 1},
+        }
+    },
+    {"$project": {"created_at": "$last.created_at", "_id": "$last._id", "number": 1}},
+)
+"""Of some deliveries, the place of the last one, and how many they are."""
+
+
+def _place(document: Document) -> Place:
+    return document["created_at"], document["_id"]
+
+
+def _to(recipient: str) -> Document:
+    """Only what is to this recipient: by its id, or by any address that its event had.
+
+    An e-mail address is compared as those of suppressions are, whatever its case.
+    """
+    exactly = [{f"recipient.{name}": recipient} for name in ("id", "chat", "webhook", "push.token")]
+    phone = {"recipient.phone": phone_number(recipient)}
+    mail = {"recipient.email": {"$regex": f"^{re.escape(normalised(Channel.EMAIL, recipient))}$", "$options": "i"}}
+    return {"$or": [*exactly, phone, mail]}
 
 
 def _from(query: Document, by: str, way: int, after: tuple[datetime, str] | None, index: str) -> Sequence[_Ordered]:

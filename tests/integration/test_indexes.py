@@ -57,7 +57,7 @@ FEW = 5
 """Documents that a question is about; among `LONG` others."""
 LIMIT = 10
 STRETCH_HERE = 500
-"""Keys of events that are looked at in one query for those of a state; there are `LONG` and more."""
+"""Events, or deliveries, that are looked at in one query for those of a state, or to one recipient."""
 MULTIPLE = 2
 """Keys or documents that may be looked at for each that is returned, or asked for by its id."""
 SPARE = 200
@@ -77,6 +77,7 @@ BROADCAST = "event of many"
 
 MORE = {
     "MongoDeliveries.page": "of one event with a state or a channel: looks at the event's deliveries, 10,000 at most",
+    "MongoDeliveries.page_to": "there is no index on recipients: the newest STRETCH deliveries, so many at a time",
     "MongoDeliveries.count_by_state": "counts what is in flight or can be replayed, key by key; or one event's",
     "MongoDeliveries.count_due": "counts, key by key",
     "MongoDeliveries.dead": "of one reason, source or type: looks at the keys of what died in the time asked for",
@@ -440,6 +441,7 @@ PAGES: Mapping[str, Sequence[Any]] = {
     "event_key": (None, BROADCAST, RARE[0].event_key),
     "channel": (None, Channel.EMAIL),
     "state": (None, State.SENT, State.FAILED, State.QUEUED, State.EXPIRED, State.SENDING),
+    "since": (None, NOW - 3 * HOUR),
     "after": (None, (BROADCAST_AT, of_broadcast(LONG // 2).id), (sent(1800).created_at, sent(1800).id)),
 }
 """The cursors: in the midst of many of one moment, and far back."""
@@ -450,6 +452,14 @@ def page(values: Mapping[str, Any]) -> Case:
     more = LONG if narrowed else 0
     chosen = DeliveryFilter(**values)
     return Case("MongoDeliveries.page", lambda s: s.deliveries.page(chosen, LIMIT), told(values), more, more)
+
+
+def page_to(values: Mapping[str, Any]) -> Case:
+    narrowed = values["event_key"] == BROADCAST and (values["state"] or values["channel"])
+    more = LONG if narrowed else STRETCH_HERE
+    chosen = DeliveryFilter(**values)
+    ask: Callable[[Stores], Awaitable[object]] = lambda s: s.deliveries.page_to("nobody", chosen, LIMIT)  # noqa: E731
+    return Case("MongoDeliveries.page_to", ask, told(values), more, more)
 
 
 GRAVES: Mapping[str, Sequence[Any]] = {
@@ -531,6 +541,7 @@ def of_deliveries() -> Iterator[Case]:
     yield from map(dead, filters(GRAVES))
     yield from map(count_dead, filters(GRAVES))
     yield from map(page, filters(PAGES))
+    yield from map(page_to, filters({**PAGES, "state": (None, State.SENT, State.QUEUED)}))
     yield Case(name + "current", lambda s: s.deliveries.current(SENDING[0].id))
     yield Case(name + "beginning_with", lambda s: s.deliveries.beginning_with(SENDING[0].id[:9], LIMIT))
     yield Case(name + "beginning_with", lambda s: s.deliveries.beginning_with(sent(0).id[:8], LIMIT), "thousands")
@@ -805,7 +816,8 @@ async def faults_of(case: Case, stores: Stores, explainer: Explainer) -> list[st
 
 async def test_no_query_looks_at_the_history(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deliveries, "DEAD_PAGE", LIMIT // 3)  # several pages
-    monkeypatch.setattr(event_pages, "STRETCH", STRETCH_HERE)
+    for module in (deliveries, event_pages):
+        monkeypatch.setattr(module, "STRETCH", STRETCH_HERE)
     async with explained(database_url) as (database, explainer):
         await database.ensure_indexes()
         await asyncio.to_thread(store_history, database_url)

@@ -114,6 +114,69 @@ async def test_what_is_being_sent_is_paged_among_more_that_was_sent(
     assert await pages(deliveries, DeliveryFilter(state=State.SENDING, event_key="e-2"), 2) == []
 
 
+ANA = {"id": "user-7", "email": "Ana.B@example.org", "phone": "+4915112345678", "chat": "slack:U7"}
+PHONE = {"push": [{"provider": "fcm", "token": "t0ken"}], "webhook": "https://a.example/hook"}
+
+
+async def all_to(deliveries: MongoDeliveries, who: str, limit: int, **chosen: Any) -> Sequence[str]:
+    """Those to one recipient, as a person goes on with `--after`."""
+    found: list[str] = []
+    goes_on = DeliveryFilter(**chosen)
+    while True:
+        page = await deliveries.page_to(who, goes_on, limit)
+        assert len(page.deliveries) <= limit
+        found += [each.id for each in page.deliveries]
+        if page.looked_until is None:
+            return found
+        goes_on = replace(goes_on, after=page.looked_until)
+
+
+@pytest.mark.parametrize("stretch", [1, 2, 5, 1000])
+@pytest.mark.parametrize("limit", [1, 2, 100])
+async def test_what_was_planned_for_a_person_is_found_by_the_id_and_by_every_address(
+    deliveries: MongoDeliveries, monkeypatch: pytest.MonkeyPatch, stretch: int, limit: int
+) -> None:
+    monkeypatch.setattr(stored, "STRETCH", stretch)
+    people = (ANA, {"email": "xana.b@example.org"}, {"id": "Ana.B"}, PHONE, {"email": "anaxb@example.org"})
+    added = [
+        delivery(
+            n,
+            recipient=people[n % 5],
+            state=(State.SENT, State.QUEUED, State.FAILED)[n % 3],
+            channel=list(Channel)[n % 6],
+            created_at=NOW - SECOND * (n // 7),
+            event_key=f"e-{n % 2}",
+        )
+        for n in range(10, 40)
+    ]
+    await deliveries.add(added)
+    newest = sorted(added, key=lambda each: (each.created_at, each.id), reverse=True)
+    hers = [each.id for each in newest if each.recipient == ANA]
+    for who in ("user-7", "ana.b@example.org", "ANA.B@EXAMPLE.ORG", "+49 151 12345678", "slack:U7"):
+        assert await all_to(deliveries, who, limit) == hers
+    for who in ("t0ken", "https://a.example/hook"):
+        assert await all_to(deliveries, who, limit) == [each.id for each in newest if each.recipient == PHONE]
+    for who in ("user-8", ".*", "$recipient.id", "ana.b", ""):
+        assert await all_to(deliveries, who, limit) == []
+    some = [each for each in newest if each.recipient == ANA and each.channel is Channel.SMS]
+    assert await all_to(deliveries, "user-7", limit, channel=Channel.SMS) == [each.id for each in some]
+    one = [each.id for each in newest if each.recipient == ANA and each.event_key == "e-1"]
+    assert await all_to(deliveries, "user-7", limit, event_key="e-1") == one
+    since = NOW - 3 * SECOND
+    late = [each.id for each in newest if each.recipient == ANA and each.created_at >= since]
+    assert await all_to(deliveries, "user-7", limit, since=since) == late
+    assert 0 < len(late) < len(hers)
+
+
+@pytest.mark.parametrize("odd", [{"push": {"token": 7}, "email": ["x"]}, {"push": 3}, "nobody", None])
+async def test_a_recipient_that_is_none_hides_no_other(
+    deliveries: MongoDeliveries, database: Database, odd: object
+) -> None:
+    await deliveries.add([delivery(1, recipient=ANA), delivery(2), delivery(3, recipient=ANA)])
+    await database.collection("deliveries").update_one({"_id": "d-2"}, {"$set": {"recipient": odd}})
+    assert await all_to(deliveries, "user-7", 10) == ["d-3", "d-1"]
+
+
 @pytest.mark.parametrize("reason", [None, Reason.TIMEOUT])
 async def test_what_fails_again_while_the_dead_are_gone_through_is_not_met_again(
     deliveries: MongoDeliveries, reason: Reason | None
