@@ -58,7 +58,7 @@ class System(Protocol):
 
 @dataclass(frozen=True)
 class NotiPy:
-    """NotiPy itself; `channels` and `settings` beyond the e-mail channel."""
+    """NotiPy itself, with as many mails under way and connections as the floor; more `channels` and `settings`."""
 
     name: str = "notipy"
     channels: Mapping[str, Any] = field(default_factory=dict)
@@ -101,11 +101,13 @@ class NotiPy:
             "kind": "smtp",
             "url": f"smtp://127.0.0.1:{place.smtp_port}?tls=none",
             "from": "bench@example.org",
+            "connections": floor.CONNECTIONS,
         }
+        email = {"concurrency": floor.PREFETCH, "providers": [provider]}
         return {
             "amqp_url": place.amqp,
             "mongo_url": place.mongo,
-            "channels": {"email": {"providers": [provider]}, **self.channels},
+            "channels": {"email": email, **self.channels},
             "metrics": {"port": None},
             "logging": {"level": "warning"},
             **self.settings,
