@@ -60,8 +60,9 @@ class SmtpPool:
         self._slots = asyncio.Semaphore(options.connections)
         self._idle: list[_Kept] = []
         self._talking = 0
-        self._connecting = 0
-        self._connected = asyncio.Event()
+        self._through = 0
+        self._coming = 0
+        self._came = asyncio.Event()
         self._withheld = 0
         self._more_at = 0.0
         self._closed = False
@@ -105,25 +106,37 @@ class SmtpPool:
     async def _another(self) -> Session | None:
         """A further connection; None where the server takes no more, once one of the others is free.
 
-        Which of those that are being opened together it takes is known when they all are, or one is.
+        Which of those that are being opened, or asked, together it takes is known when they all are, or one is.
         """
-        self._connecting += 1
         try:
             return await self._connect()
         except _Full as full:
             refused = full
-        finally:
-            self._connecting -= 1
-            self._connected.set()
-        while self._connecting and not (self._talking or self._idle):
-            self._connected.clear()
-            await self._connected.wait()
-        if not (self._talking or self._idle):
+        while self._coming and not self._stands:
+            self._came.clear()
+            await self._came.wait()
+        if not self._stands:
             raise refused.failure
         self._more_at = self._clock() + MORE_AFTER
-        await self._wait()  # and so holds two places, of which it gives back one
-        self._withheld += 1
+        if not (self._idle and self._slots.locked()):  # else the last place is its own, and the connection is, too
+            await self._wait()  # and so holds two places, of which it gives back one
+            self._withheld += 1
         return None
+
+    @property
+    def _stands(self) -> bool:
+        """Whether there is a connection that mails go over."""
+        return bool(self._talking or self._idle)
+
+    @contextmanager
+    def _on_its_way(self) -> Iterator[None]:
+        """A connection of which it is not known yet whether mails go over it."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
+            self._came.set()
 
     def _give_out(self) -> None:
         """The places that were withheld: the server may take more connections by now."""
@@ -132,23 +145,31 @@ class SmtpPool:
             self._slots.release()
 
     async def _wait(self) -> None:
-        """For a place among the connections, with a limit of its own: nothing was sent when it is over."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._slots.acquire()
-        except TimeoutError:
-            wait = format_duration(self._options.timeout)
-            detail = f"all {self._options.connections - self._withheld} connections were busy for {wait}"
-            raise TransientFailure(Reason.PROVIDER_UNAVAILABLE, detail, provider_fault=True) from None
+        """For a place among the connections, so long as mails get through; nothing was sent when none do."""
+        while True:
+            through = self._through
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._slots.acquire()
+            except TimeoutError:
+                if self._through == through:
+                    number, wait = self._talking + self._coming, format_duration(self._options.timeout)
+                    detail = f"all {number} connections were busy for {wait}"
+                    raise TransientFailure(Reason.PROVIDER_UNAVAILABLE, detail, provider_fault=True) from None
+            else:
+                return
 
     async def probe(self) -> None:
-        """Make a connection and keep it."""
+        """Make a connection and keep it. Where the server takes no further one, one that stands has to answer."""
         async with self._slots:
             try:
-                session = await self._connect()
+                session: Session | None = await self._connect()
             except _Full as full:
-                raise full.failure from None
-            await self._give_back(session)
+                session = await self._take(probe_after=0.0)
+                if session is None and not self._talking:
+                    raise full.failure from None
+            if session is not None:
+                await self._give_back(session)
 
     async def close(self) -> None:
         """Close what is kept and keep nothing from now on."""
@@ -156,7 +177,7 @@ class SmtpPool:
         idle, self._idle = self._idle, []
         await asyncio.gather(*(kept.session.quit(timeout=GOODBYE) for kept in idle))
 
-    async def _take(self) -> Session | None:
+    async def _take(self, probe_after: float | None = None) -> Session | None:
         """A kept connection that is alive as far as can be told.
 
         Where one turns out to be dead, none of the others is asked: they have been idle for longer, and a server that
@@ -165,7 +186,7 @@ class SmtpPool:
         while self._idle:
             kept = self._idle.pop()
             if kept.session.usable:
-                if await self._fresh(kept):
+                if await self._fresh(kept, PROBE_AFTER if probe_after is None else probe_after):
                     return kept.session
                 self._let_go()
             kept.session.close()
@@ -175,10 +196,10 @@ class SmtpPool:
         while self._idle:
             self._idle.pop().session.close()
 
-    async def _fresh(self, kept: _Kept) -> bool:
-        if self._clock() - kept.since < PROBE_AFTER:
+    async def _fresh(self, kept: _Kept, probe_after: float) -> bool:
+        if self._clock() - kept.since < probe_after:
             return True
-        with suppress(Interrupted):
+        with suppress(Interrupted), self._on_its_way():
             (reply,) = await kept.session.ask(b"NOOP\r\n", timeout=self._timeout)
             return reply.code == 250
         return False
@@ -201,7 +222,7 @@ class SmtpPool:
         client = self._client(await self._local_hostname())
         stage = Stage.CONNECT
         try:
-            with _closing_on_error(client):
+            with _closing_on_error(client), self._on_its_way():
                 await client.connect()
                 await _greet(client)
                 stage = Stage.AUTH
@@ -209,7 +230,7 @@ class SmtpPool:
                 return Session.over(client)
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
             failure = self._connect_failure(error, stage)
-            full = isinstance(error, aiosmtplib.SMTPResponseException) and error.code == 421
+            full = isinstance(error, aiosmtplib.SMTPResponseException) and error.code == 421 and stage is Stage.CONNECT
             raise (_Full(failure) if full else failure) from None
 
     async def _login(self, client: aiosmtplib.SMTP) -> None:
@@ -269,6 +290,7 @@ class SmtpPool:
                 except _Refused as error:
                     refused = error
                     await self._reset(session, error)
+            self._through += 1
             await self._give_back(session)
         finally:
             self._talking -= 1
@@ -318,7 +340,7 @@ class _Stale(Exception):
 
 
 class _Full(Exception):
-    """The server took the connection no further than to say 421: it takes no more of them, or none at all."""
+    """The server greeted the connection with 421, or its EHLO: it takes no more of them, or none at all."""
 
     def __init__(self, failure: DeliveryFailure) -> None:
         super().__init__(failure.reason)

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,17 +17,21 @@ from cli.session import core, execute, load, storage
 from domain.vocabulary import State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from config.settings import Settings
     from domain.delivery import Delivery
     from domain.operate import Refused
-    from storage.deliveries import DeliveryFilter, MongoDeliveries, Place
+    from storage.deliveries import DeliveryFilter, DeliveryPage, MongoDeliveries, Place
 
 app = typer.Typer(cls=CommandGroup, rich_markup_mode="rich", no_args_is_help=True, help="What became of each delivery.")
 
 PAGE = 1000
 """Deliveries that are read and printed at once."""
+SOON = 2.0
+"""Seconds after which what is found is printed, however little it is."""
+MOST_CHARACTERS = 4096
+"""Of whom `--to` means: a device's token is the longest."""
 LOOKED_AT = 1_000_000
 """So many deliveries to others, which take some seconds, end the look for those to a recipient without --since."""
 
@@ -50,9 +55,9 @@ def list_(
 ) -> None:
     """List deliveries, the newest first.
 
-    --to finds all that were planned for a person, over whatever channel. It looks through the deliveries one after the
-    other: --since, --channel and --event make it shorter. Without --since it ends where a million are to somebody else;
-    --after goes on from there.
+    --to finds what was planned for a person, over whatever channel, by the id or an address that the event gave; copies
+    (cc, bcc) are no deliveries. It looks through them one after the other: --since, --channel and --event make it
+    shorter. Without --since it ends where a million are to somebody else; --after goes on from there.
 
     [bold]Examples[/]
 
@@ -68,6 +73,11 @@ def list_(
         raise typer.BadParameter(f"takes SOURCE and ID, and {event[1]} stands for ID", param_hint="--event")
     settings = load(ctx)
     key = event_key(*event) if event else None
+    to = None if to is None else to.strip()
+    if to is not None and not 0 < len(to) <= MOST_CHARACTERS:
+        raise typer.BadParameter(
+            f"should be an id or an address, of at most {MOST_CHARACTERS} characters", param_hint="--to"
+        )
     if to is not None and state is State.SENDING:
         raise typer.BadParameter("goes with every state but sending, as which nothing is stored", param_hint="--to")
     chosen = DeliveryFilter(key, channel, state, since, read_cursor(after) if after else None)
@@ -100,10 +110,7 @@ async def _list(settings: "Settings", chosen: "DeliveryFilter", to: str | None, 
         if to is None:
             number, goes_on = await _print_all(stores.deliveries, chosen, limit, as_json)
         else:
-            found, goes_on = await _look_for(to, stores.deliveries, chosen, limit)
-            number = len(found)
-            for start in range(0, number, PAGE):
-                _print(found[start : start + PAGE], as_json)
+            number, goes_on = await _print_found(_stretches(to, stores.deliveries, chosen, limit), as_json)
         known = chosen.event_key is None or number > 0 or await stores.events.get(chosen.event_key) is not None
     return _Listed(number, goes_on, known)
 
@@ -120,25 +127,44 @@ async def _print_all(
     return number, chosen.after if number == limit else None
 
 
-async def _look_for(
-    recipient: str, deliveries: "MongoDeliveries", chosen: "DeliveryFilter", limit: int
-) -> "tuple[Sequence[Delivery], Place | None]":
-    """Those to the recipient, and where there may be more."""
+async def _print_found(stretches: "AsyncIterator[DeliveryPage]", as_json: bool) -> "tuple[int, Place | None]":
+    """Print what is found, many at once or soon. How many, and where there may be more."""
     from cli.parked import progress
     from storage.deliveries import STRETCH
 
-    found: list[Delivery] = []
+    number, goes_on, ended = 0, None, False
+    while not ended:
+        found: list[Delivery] = []
+        begun, ended = monotonic(), True
+        with progress("looking through deliveries", None) as advance:
+            async for stretch in stretches:
+                found += stretch.deliveries
+                goes_on = stretch.looked_until
+                advance(STRETCH)
+                if len(found) >= PAGE or (found and monotonic() - begun > SOON):
+                    ended = False
+                    break
+        if found:
+            _print(found, as_json)
+        number += len(found)
+    return number, goes_on
+
+
+async def _stretches(
+    recipient: str, deliveries: "MongoDeliveries", chosen: "DeliveryFilter", limit: int
+) -> "AsyncIterator[DeliveryPage]":
+    """What each of them has for the recipient, as far as is asked for."""
+    from storage.deliveries import STRETCH
+
     in_vain = 0
-    with progress("looking through deliveries", None) as advance:
-        while len(found) < limit and (chosen.since is not None or in_vain < LOOKED_AT):
-            page = await deliveries.page_to(recipient, chosen, limit - len(found))
-            found += page.deliveries
-            chosen = replace(chosen, after=page.looked_until)
-            if page.looked_until is None:
-                break
-            in_vain = 0 if page.deliveries else in_vain + STRETCH
-            advance(STRETCH)
-    return found, chosen.after
+    while limit and (chosen.since is not None or in_vain < LOOKED_AT):
+        page = await deliveries.page_to(recipient, chosen, min(limit, PAGE))
+        limit -= len(page.deliveries)
+        in_vain = 0 if page.deliveries else in_vain + STRETCH
+        chosen = replace(chosen, after=page.looked_until)
+        yield page
+        if page.looked_until is None:
+            return
 
 
 def _print(page: "Sequence[Delivery]", as_json: bool) -> None:

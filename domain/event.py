@@ -72,6 +72,14 @@ def _email_domain(domain: str) -> str:
     return validate_email(f"a@{domain}")[1].removeprefix("a@")
 
 
+def mail_address(value: str) -> str:
+    """An e-mail address as it is kept: its domain in one form; what is none as it is."""
+    try:
+        return _email(value.strip())
+    except ValueError:
+        return value
+
+
 def phone_number(value: str) -> str:
     """A number as it is kept: without what only helps to read it."""
     return re.sub(r"[ ()./-]", "", value)

@@ -10,10 +10,9 @@ from operator import attrgetter
 from pymongo import ASCENDING, DESCENDING
 
 from domain.delivery import Change, Delivery
-from domain.event import phone_number
+from domain.event import mail_address, phone_number
 from domain.group_commit import GroupCommit
 from domain.ports import Claim, DeadFilter, Unreadable
-from domain.suppression import normalised
 from domain.vocabulary import IN_FLIGHT, REPLAYABLE, Channel, Reason, State
 from storage.database import Database, Document
 from storage.documents import (
@@ -263,21 +262,38 @@ class MongoDeliveries:
         There is no index on recipients, which every delivery would have to pay for: they are looked for in bounded
         steps, between which the caller decides whether to go on. Not in the state `sending`, as which none is stored.
         """
-        found: list[Document] = []
+        places: list[Place] = []
         end, left = None, STRETCH
         for each in _list_queries(chosen):
             if left:
-                stretch: list[Document] = [{"$match": each.query}, {"$sort": dict(each.order)}, {"$limit": left}]
-                if looked_at := await self._aggregated([*stretch, *_LAST], each.index):
-                    end, left = _place(looked_at[0]), left - looked_at[0]["number"]
-                    wanted: list[Document] = [{"$match": _to(recipient)}, {"$limit": limit + 1}]
-                    found += await self._aggregated([*stretch, *wanted], each.index)
-        if len(found) > limit:
-            end, left, found = _place(found[limit - 1]), 0, found[:limit]
-        return DeliveryPage(await self._with_claims(self._readable(found)), None if left else end)
+                looked = await self._looked(each, left, _to(recipient), limit + 1)
+                places += map(_place, looked["found"])
+                for last in looked["end"]:
+                    end, left = _place(last), left - last["number"]
+        if len(places) > limit:
+            end, left, places = places[limit - 1], 0, places[:limit]
+        behind = end if left == 0 and end is not None and end[0] is not None else None
+        return DeliveryPage(await self._by_ids([name for _, name in places]), behind)
 
-    async def _aggregated(self, stages: Sequence[Document], index: str) -> list[Document]:
-        return await self._database.run(lambda: self._collection.aggregate(stages, hint=index).to_list(None))
+    async def _looked(self, ordered: _Ordered, stretch: int, wanted: Document, limit: int) -> Document:
+        """Among the next of a list the places of those that are wanted, of the last one, and how many were looked at.
+
+        All by one look, for whatever is written meanwhile moves the stretch.
+        """
+        stages: list[Document] = [
+            {"$match": ordered.query},
+            {"$sort": dict(ordered.order)},
+            {"$limit": stretch},
+            {"$facet": {"found": [{"$match": wanted}, {"$limit": limit}, _PLACE], "end": [_LAST]}},
+        ]
+        found = await self._database.run(lambda: self._collection.aggregate(stages, hint=ordered.index).to_list(None))
+        return found[0]
+
+    async def _by_ids(self, ids: Sequence[str]) -> Sequence[Delivery]:
+        """In this order, shown as `page` shows them; without those that are there no more, or cannot be read."""
+        query = self._collection.find({"_id": {"$in": list(ids)}}).hint("_id_")
+        found = {each["_id"]: each for each in await self._database.run(lambda: query.clone().to_list(None))}
+        return await self._with_claims(self._readable([found[name] for name in ids if name in found]))
 
     async def current(self, delivery_id: str) -> Delivery | None:
         """One delivery, shown as `page` shows it."""
@@ -525,35 +541,31 @@ def _list_queries(chosen: DeliveryFilter) -> Sequence[_Ordered]:
     if chosen.since is not None:
         query["created_at"] = {"$gte": chosen.since}
     index = "list" if chosen.event_key is None else "event_list"
-    return _from(query, "created_at", DESCENDING, chosen.after, index)
+    queries = _from(query, "created_at", DESCENDING, chosen.after, index)
+    if chosen.since is not None and chosen.after is not None and chosen.after[0] < chosen.since:
+        return []
+    return queries
 
 
-_LAST: Sequence[Document] = (
-    {"$project": {"created_at": 1}},  # which the index holds
-    {
-        "$group": {
-            "_id": None,
-            "last": {"$last": {"created_at": "$created_at", "_id": "$_id"}},
-            "number": {"$sum": 1},
-        }
-    },
-    {"$project": {"created_at": "$last.created_at", "_id": "$last._id", "number": 1}},
-)
-"""Of some deliveries, the place of the last one, and how many they are."""
+_PLACE: Document = {"$project": {"created_at": 1}}
+_LAST: Document = {
+    "$group": {"_id": None, "created_at": {"$last": "$created_at"}, "id": {"$last": "$_id"}, "number": {"$sum": 1}}
+}
 
 
 def _place(document: Document) -> Place:
-    return document["created_at"], document["_id"]
+    """A damaged one has no time, and stands behind all others."""
+    return document.get("created_at"), document.get("id") or document["_id"]  # type: ignore[return-value]
 
 
 def _to(recipient: str) -> Document:
     """Only what is to this recipient: by its id, or by any address that its event had.
 
-    An e-mail address is compared as those of suppressions are, whatever its case.
+    In the form in which an event's are stored; an e-mail address whatever its case.
     """
     exactly = [{f"recipient.{name}": recipient} for name in ("id", "chat", "webhook", "push.token")]
     phone = {"recipient.phone": phone_number(recipient)}
-    mail = {"recipient.email": {"$regex": f"^{re.escape(normalised(Channel.EMAIL, recipient))}$", "$options": "i"}}
+    mail = {"recipient.email": {"$regex": f"^{re.escape(mail_address(recipient))}$", "$options": "i"}}
     return {"$or": [*exactly, phone, mail]}
 
 

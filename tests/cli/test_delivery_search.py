@@ -65,6 +65,9 @@ async def test_what_a_person_was_told_is_listed(notipy: Notipy, database: Databa
     assert "No event ord-1 of shop is stored." in nobody.err
     nobody = await notipy("deliveries", "list", "--to", "eve@example.org")
     assert (nobody.code, nobody.out, nobody.err) == (0, "", "No deliveries to eve@example.org.\n")
+    for who in ("", " ", "x" * 4097):
+        refused = await notipy("deliveries", "list", "--to", who)
+        assert (refused.code, "should be an id or an address" in " ".join(refused.err.split())) == (2, True)
     wrong = await notipy("deliveries", "list", "--to", "user-7", "--state", "sending")
     assert (wrong.code, "every state but sending" in " ".join(wrong.err.split())) == (2, True)
 

@@ -21,7 +21,7 @@ class ScriptedSmtp:
 
     `replies` maps a command (GREETING, EHLO, MAIL, RCPT, DATA, BODY, RSET, NOOP) to the answers that it gets one after
     the other, the last one from then on; an empty answer hangs up, None says nothing, and nothing more from then on.
-    More than `most` open at once are greeted with 421; `slow`: seconds before each greeting.
+    More than `most` open at once are greeted with 421; `pauses`: seconds before the answer to a command.
     """
 
     replies: dict[str, list[str | None]] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class ScriptedSmtp:
     most: int = 1000
     most_seen: int = 0
     refused: int = 0
-    slow: float = 0.0
+    pauses: dict[str, float] = field(default_factory=dict)
 
     DEFAULTS: ClassVar[dict[str, str]] = {
         "GREETING": "220 ready",
@@ -54,7 +54,6 @@ class ScriptedSmtp:
                 await conversation.say("GREETING", "421 4.7.0 too many connections from you")
                 return
             self.most_seen = max(self.most_seen, self.open)
-            await asyncio.sleep(self.slow)
             await self._say(conversation, "GREETING")
             while line := await reader.readline():
                 verb = line.split()[0].decode().upper()
@@ -82,6 +81,8 @@ class ScriptedSmtp:
         await self._say(conversation, "BODY")
 
     async def _say(self, conversation: "_Conversation", verb: str) -> None:
+        if pause := self.pauses.get(verb):
+            await asyncio.sleep(pause)
         answers = self.replies.get(verb, [self._default(conversation, verb)])
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         await conversation.say(verb, answer)

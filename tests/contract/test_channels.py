@@ -164,7 +164,7 @@ async def test_a_server_that_takes_fewer_connections_gets_fewer_and_every_mail(
     monkeypatch: pytest.MonkeyPatch, slow: float
 ) -> None:
     async with scripted_smtp() as server:
-        server.most, server.slow = 3, slow
+        server.most, server.pauses["GREETING"] = 3, slow
         provider = smtp(server.port, connections=20)
         await asyncio.gather(*(provider.send(email(number)) for number in range(60)))
         assert (server.most_seen, server.refused, len(server.mails)) == (3, 17, 60)
@@ -216,6 +216,63 @@ async def test_whoever_waits_for_another_connection_in_vain_was_sent_nothing(mon
         await provider.close()
     assert was_unsent(caught.value)
     assert isinstance(failure, TransientFailure)
+
+
+async def test_connections_that_are_asked_whether_they_live_count_as_standing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("channels.smtp_pool.PROBE_AFTER", 0.0)
+    monkeypatch.setattr("channels.smtp_pool.MORE_AFTER", -1.0)
+    async with scripted_smtp() as server:
+        server.most = 3
+        provider = smtp(server.port, connections=20)
+        await asyncio.gather(*(provider.send(email(number)) for number in range(20)))
+        server.pauses["NOOP"] = 0.05
+        await asyncio.gather(*(provider.send(email(number)) for number in range(20)))
+        await provider.close()
+    assert len(server.mails) == 40
+    assert server.refused > 17
+
+
+async def test_a_check_at_the_servers_limit_asks_a_connection_that_stands() -> None:
+    async with scripted_smtp() as server:
+        server.most = 3
+        provider = smtp(server.port, connections=20)
+        server.pauses["BODY"] = 0.2
+        sending = asyncio.gather(*(provider.send(email(number)) for number in range(3)))
+        await eventually(lambda: len(server.mails) == 3)
+        await provider.check()  # all of them are busy: they answer
+        assert "NOOP" not in server.commands
+        await sending
+        await provider.check()
+        assert (server.commands.count("NOOP"), server.refused, server.open) == (1, 2, 3)
+        server.replies["NOOP"] = [""]
+        with pytest.raises(TransientFailure):
+            await provider.check()
+        await provider.check()
+        await provider.close()
+
+
+async def test_mails_wait_as_long_as_others_get_through() -> None:
+    async with scripted_smtp() as server:
+        server.most, server.pauses["BODY"] = 2, 0.1
+        provider = smtp(server.port, connections=5, timeout="300ms")
+        await asyncio.gather(*(provider.send(email(number)) for number in range(20)))
+        assert len(server.mails) == 20
+        server.pauses["BODY"] = 5.0
+        failures = await asyncio.gather(*(failure_of(provider, email(number)) for number in range(4)))
+        assert sum("connections were busy for 300ms" in failure.detail for failure in failures) == 2
+        await provider.close()
+
+
+async def test_the_last_place_goes_to_a_connection_that_a_check_has_made() -> None:
+    async with scripted_smtp() as server:
+        provider = smtp(server.port, connections=1)
+        await provider.send(email(1))
+        await provider.check()
+        server.most, server.replies["MAIL"] = 1, ["421 4.4.2 idle", "250 ok"]
+        async with asyncio.timeout(2):
+            await provider.send(email(2))
+        await provider.close()
+    assert (server.refused, len(server.mails)) == (1, 2)
 
 
 def with_copies(**fields: str) -> Message:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from domain.delivery import Change, Delivery
+from domain.event import Recipient
 from domain.ports import Claim, DeadFilter, Purpose
 from domain.vocabulary import Channel, Reason, State
 from storage import deliveries as stored
@@ -166,6 +167,67 @@ async def test_what_was_planned_for_a_person_is_found_by_the_id_and_by_every_add
     late = [each.id for each in newest if each.recipient == ANA and each.created_at >= since]
     assert await all_to(deliveries, "user-7", limit, since=since) == late
     assert 0 < len(late) < len(hers)
+
+
+@pytest.mark.parametrize(
+    ("published", "asked"),
+    [
+        ("ana@münchen.de", "Ana@MÜNCHEN.de"),
+        ("ana@münchen.de", "ana@xn--mnchen-3ya.de"),
+        ("Straße@example.org", "straße@example.org"),
+        ("Ana@Example.ORG", "ana@example.org"),
+        ("a+b.c@example.org", "A+B.C@example.org"),
+    ],
+)
+async def test_an_address_is_found_as_it_was_published(deliveries: MongoDeliveries, published: str, asked: str) -> None:
+    await deliveries.add([delivery(1, recipient=Recipient(email=published).document()), delivery(2, recipient=PHONE)])
+    for who in (published, asked):
+        assert await all_to(deliveries, who, 10) == ["d-1"]
+
+
+@pytest.mark.parametrize("state", [None, State.SENT])
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_what_is_written_while_it_is_looked_for_pushes_nothing_out(
+    deliveries: MongoDeliveries, monkeypatch: pytest.MonkeyPatch, state: State | None, goes_on: bool
+) -> None:
+    monkeypatch.setattr(stored, "STRETCH", 4)
+    hers = [
+        delivery(n, recipient=ANA, state=State.SENT, due_at=None, created_at=NOW - SECOND * (n // 2))
+        for n in range(10, 30)
+    ]
+    newer = [delivery(n, state=State.SENT, due_at=None, created_at=NOW) for n in range(30, 36)]
+    await deliveries.add([*hers, *(replace(each, state=State.QUEUED, due_at=NOW) for each in newer[:3])])
+    by_ids, times = deliveries._by_ids, 0
+
+    async def meanwhile(ids: Sequence[str]) -> Sequence[Delivery]:
+        nonlocal times
+        times += 1
+        if times == (2 if goes_on else 1):
+            await deliveries.add(newer[3:])
+            sent = {"$set": {"state": "sent"}}
+            await deliveries._collection.update_many({"_id": {"$in": [each.id for each in newer[:3]]}}, sent)
+        return await by_ids(ids)
+
+    monkeypatch.setattr(deliveries, "_by_ids", meanwhile)
+    newest = [each.id for each in sorted(hers, key=lambda one: (one.created_at, one.id), reverse=True)]
+    assert await all_to(deliveries, "user-7", 10, state=state) == newest
+    assert times > 2
+
+
+async def test_one_without_a_time_ends_the_look(deliveries: MongoDeliveries, database: Database) -> None:
+    await deliveries.add([delivery(n, recipient=ANA, event_key="e-1") for n in (1, 2, 3)])
+    await database.collection("deliveries").update_one({"_id": "d-2"}, {"$unset": {"created_at": 1}})
+    for chosen in ({}, {"event_key": "e-1", "state": State.QUEUED}, {"event_key": "e-1"}):
+        for limit in (1, 10):
+            assert await all_to(deliveries, "user-7", limit, **chosen) == ["d-3", "d-1"]
+
+
+async def test_since_holds_for_a_page_that_goes_on(deliveries: MongoDeliveries) -> None:
+    await deliveries.add([delivery(n, recipient=ANA, created_at=NOW - HOUR) for n in (1, 2, 3)])
+    behind = DeliveryFilter(since=NOW - HOUR / 2, after=(NOW - HOUR, "d-3"))
+    assert await deliveries.page(behind, 10) == []
+    assert (await deliveries.page_to("user-7", behind, 10)).deliveries == []
+    assert len(await deliveries.page(replace(behind, since=NOW - HOUR), 10)) == 2
 
 
 @pytest.mark.parametrize("odd", [{"push": {"token": 7}, "email": ["x"]}, {"push": 3}, "nobody", None])
