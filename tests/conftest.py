@@ -1,6 +1,7 @@
 """The servers that every test shares, and what each has of its own: a virtual host, a database, sinks."""
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, closing
@@ -27,6 +28,9 @@ from tests.running import Stack
 ROOT = Path(__file__).parent.parent
 WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 _shared = ExitStack()
+
+# in the background of a shell Python finds SIGINT ignored and leaves it so, as would all that the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # a slow machine fails no test
 hypothesis_settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
