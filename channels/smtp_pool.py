@@ -444,8 +444,11 @@ def _opening(session: Session, mail: Mail) -> tuple[bytes, bytes]:
 
 def _stuffed(body: bytes) -> bytes:
     """Line ends as CRLF, dots doubled at the start of lines, and the dot that ends it (RFC 5321 §4.5.2)."""
-    lines = _LINE_ENDS.sub(b"\r\n", body)
-    return _DOTS.sub(b"..", lines) + (b".\r\n" if lines.endswith(b"\r\n") else b"\r\n.\r\n")
+    if not body.count(b"\r\n") == body.count(b"\r") == body.count(b"\n"):
+        body = _LINE_ENDS.sub(b"\r\n", body)
+    if body.startswith(b".") or b"\n." in body:
+        body = _DOTS.sub(b"..", body)
+    return body + (b".\r\n" if body.endswith(b"\r\n") else b"\r\n.\r\n")
 
 
 def _answered(reply: Reply, stage: Stage, hide: tuple[str, ...], *, hopeless: bool = False) -> Exception:

@@ -6,7 +6,6 @@ and half of what a mail costs here.
 """
 
 import asyncio
-import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Self, cast
@@ -18,7 +17,8 @@ MAX_REPLY = 32 * 1024
 NO_SMTP = -1
 """The code of what is no SMTP reply."""
 
-_LINE = re.compile(rb"(\d{3})(?:([ -])(.*))?", re.DOTALL)
+_MARKS = frozenset({b"", b" ", b"-"})
+"""Behind a reply's code: in its only line, in its last, in one that is followed by others."""
 
 
 class Reply(NamedTuple):
@@ -133,12 +133,11 @@ class Session(asyncio.Protocol):
             self._answered.set_exception(error)
 
     def _read(self, line: bytes) -> None:
-        match = _LINE.fullmatch(line)
-        if match is None:
+        code, mark = line[:3], line[3:4]
+        if len(code) < 3 or not code.isdigit() or mark not in _MARKS:
             self._reply(Reply(NO_SMTP, f"no SMTP: {line.decode(errors='replace')}"))
             return
-        code, mark, text = match.groups()
-        self._lines.append((text or b"").decode(errors="replace").strip())
+        self._lines.append(line[4:].decode(errors="replace").strip())
         if mark != b"-":
             self._reply(Reply(int(code), "\n".join(self._lines)))
 

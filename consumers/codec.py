@@ -213,18 +213,13 @@ def _attachment_values(attachment: Attachment) -> dict[str, Any]:
 
 
 def _read_delivery(values: dict[str, Any]) -> Delivery:
-    expires = values["expires_at"]
-    typed = {
-        "channel": Channel(values["channel"]),
-        "lane": Lane(values["lane"]),
-        "state": State(values["state"]),
-        "reason": Reason(values["reason"]),
-        "created_at": datetime.fromisoformat(values["created_at"]),
-        "updated_at": datetime.fromisoformat(values["updated_at"]),
-        "expires_at": datetime.fromisoformat(expires) if expires else None,
-    }
     # a newer version's fields are not ours to read; old and new consumers run side by side in a deploy
-    known = {name: value for name, value in (values | typed).items() if name in Delivery.__dataclass_fields__}
+    known = {name: value for name, value in values.items() if name in Delivery.__dataclass_fields__}
+    known["channel"], known["lane"] = Channel(values["channel"]), Lane(values["lane"])
+    known["state"], known["reason"] = State(values["state"]), Reason(values["reason"])
+    known["created_at"] = datetime.fromisoformat(values["created_at"])
+    known["updated_at"] = datetime.fromisoformat(values["updated_at"])
+    known["expires_at"] = datetime.fromisoformat(expires) if (expires := values["expires_at"]) else None
     return Delivery(**known)
 
 
