@@ -13,6 +13,7 @@ from typing import Any, Final
 from jinja2 import BaseLoader, Environment, Template, TemplateNotFound, TemplateSyntaxError, nodes
 from jinja2.meta import find_undeclared_variables
 
+from channels.given import GIVEN, METHODS, field_faults
 from channels.literals import literal_faults
 from channels.sandbox import Sandbox, SharedBudget, forbidden, metered, references
 from domain.notification import check_partial_name
@@ -23,8 +24,6 @@ MAX_CODE: Final = 32 * 1024
 """Characters between `{{ }}` and `{% %}` of one template: reading them takes some 5 µs each."""
 MAX_TAGS: Final = 3000
 """`{{` and `{%` of one template: compiling takes some 50 µs and 10 KB each."""
-GIVEN: Final = frozenset({"recipient", "event", "data"})
-"""Names that every template has, whatever the event brings."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _TAG = re.compile(r"\{[{%].*?(?:[%}]\}|\Z)", re.DOTALL)
@@ -100,7 +99,9 @@ def _parsed(environment: Sandbox, source: str, name: str | None) -> Part:
         fault = f"is too large: {MAX_SOURCE} characters, {MAX_TAGS} tags and {MAX_CODE} characters in them are the most"
         return Part(faults=(fault,), size=len(source))
     tree = environment.parse(source)
-    wrong = (*forbidden(tree, environment), *(literal_faults(tree) if environment.strict else ()))
+    wrong = tuple(forbidden(tree, environment))
+    if environment.strict:
+        wrong = (*wrong, *literal_faults(tree), *field_faults(tree, set(_assigned(tree))))
     faults = tuple(f"line {line}: {fault}" for line, fault in wrong)
     if faults:
         return Part(faults=faults, size=size_of(source))
@@ -162,7 +163,7 @@ def _fields(found: Sequence[nodes.Node]) -> set[str]:
                 fields.add(key)
             case _:
                 pass
-    return fields - {"get", "items", "keys", "values"}
+    return fields - METHODS
 
 
 def _evaluated(node: nodes.Node) -> Iterator[nodes.Node]:

@@ -65,8 +65,9 @@ T = TypeVar("T", Compiled, Linked)
 class TemplateRenderer:
     """Implements `domain.ports.Renderer`. Keeps compiled templates; for one thread.
 
-    `strict` is for what is not in force yet: an argument of a filter that can never be right is then a fault of the
-    template. Else it is one of the rendering that comes to it, so that what is in force already goes on as it did.
+    `strict` is for what is not in force yet: an argument of a filter that can never be right, or a field of `recipient`
+    that never exists, is then a fault of the template. Else it is one of the rendering that comes to it, so that what
+    is in force already goes on as it did.
     """
 
     def __init__(self, *, strict: bool = False) -> None:

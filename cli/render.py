@@ -140,9 +140,10 @@ def _context(definition: "Definition", data: Mapping[str, Any], recipient: Mappi
     """What templates see, of an event that might have been."""
     from datetime import UTC, datetime
 
+    from domain.dispatch import EventData
+
     source, _, kind = definition.on.replace("*", "any").replace("#", "any").partition(".")
-    event = {"id": "preview", "source": source, "type": kind or "any", "time": datetime.now(UTC).isoformat()}
-    return {**data, "data": data, "event": event, "recipient": recipient}
+    return EventData("", "preview", source, kind or "any", datetime.now(UTC), data).context(recipient)
 
 
 def _print(fields: Mapping[str, str]) -> None:

@@ -335,7 +335,7 @@ class Deliver:
         delivery = job.delivery
         event = job.event or await self._event(delivery)
         content = await self._content(delivery, event)
-        rendered = self.renderer.render(delivery.channel, content, _context(event, delivery))
+        rendered = self.renderer.render(delivery.channel, content, event.context(delivery.recipient))
         rendered, left_out = await self._screened(rendered)
         return Message(
             delivery_id=delivery.id,
@@ -526,8 +526,3 @@ def _remarks(message: Message) -> str:
 
 def _went_wrong(done: "asyncio.Future[EventData]") -> bool:
     return done.cancelled() or done.exception() is not None
-
-
-def _context(event: EventData, delivery: Delivery) -> dict[str, Any]:
-    about = {"id": event.id, "source": event.source, "type": event.type, "time": event.time.isoformat()}
-    return {**event.data, "data": event.data, "event": about, "recipient": delivery.recipient}

@@ -40,6 +40,11 @@ class EventData:
             event.key, event.id, event.source, event.type, event.time, event.data, event.content, event.attachments
         )
 
+    def context(self, recipient: Mapping[str, Any]) -> dict[str, Any]:
+        """The names that a template has for this recipient (`channels/given.py` knows their fields)."""
+        about = {"id": self.id, "source": self.source, "type": self.type, "time": self.time.isoformat()}
+        return {**self.data, "data": self.data, "event": about, "recipient": recipient}
+
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
