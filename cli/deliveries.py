@@ -194,13 +194,15 @@ def show(
     """
     from cli.delivery_views import print_delivery, whole_record_of
 
-    delivery = execute(_current(load(ctx), delivery_id))
+    settings = load(ctx)
+    overdue = settings.sweeper.overdue
+    delivery = execute(_current(settings, delivery_id))
     if delivery is None:
         raise CommandFailed(f"There is no delivery {delivery_id}.", "`notipy deliveries list` shows their ids.")
     if as_json:
-        json_line(whole_record_of(delivery))
+        json_line(whole_record_of(delivery, overdue))
     else:
-        print_delivery(delivery)
+        print_delivery(delivery, overdue)
 
 
 async def _current(settings: "Settings", delivery_id: str) -> "Delivery | None":

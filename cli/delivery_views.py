@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.padding import Padding
@@ -112,11 +113,13 @@ def record_of(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def whole_record_of(delivery: Delivery) -> dict[str, Any]:
-    """The delivery with every change that it went through."""
+def whole_record_of(delivery: Delivery, overdue: timedelta) -> dict[str, Any]:
+    """The delivery with every change that it went through; `overdue` as `next_attempt_at` takes it."""
     history = [change.document() for change in delivery.history]
     return {
         **record_of(delivery),
+        "next_attempt_at": next_attempt_at(delivery, overdue),
+        "send_at": delivery.send_at,
         "expires_at": delivery.expires_at,
         "reference": delivery.reference,
         "history": history,
@@ -149,16 +152,26 @@ def address_of(delivery: Delivery) -> str:
     return address if isinstance(address, str) else delivery.recipient_key
 
 
-def print_delivery(delivery: Delivery) -> None:
-    """Everything about one delivery, its history as a timeline."""
-    print_fields(_fields(delivery))
+def next_attempt_at(delivery: Delivery, overdue: timedelta) -> datetime | None:
+    """When its next attempt is to be made, about; None where it waits for no time.
+
+    `overdue`: how long after that the sweeper looks whether it was (`sweeper.overdue`).
+    """
+    if delivery.due_at is None or delivery.state not in (State.HELD, State.RETRYING):
+        return None
+    return delivery.due_at if delivery.state is State.HELD else max(delivery.due_at - overdue, delivery.updated_at)
+
+
+def print_delivery(delivery: Delivery, overdue: timedelta) -> None:
+    """Everything about one delivery, its history as a timeline; `overdue` as `next_attempt_at` takes it."""
+    print_fields(_fields(delivery, overdue))
     say()
     say(Text("History", style="bold"))
     for line in timeline(delivery):
         stdout().print(line)
 
 
-def _fields(delivery: Delivery) -> Mapping[str, Cell | None]:
+def _fields(delivery: Delivery, overdue: timedelta) -> Mapping[str, Cell | None]:
     state = Text.assemble(state_text(str(delivery.state)), f" ({delivery.reason})")
     return {
         "Delivery": delivery.id,
@@ -172,7 +185,7 @@ def _fields(delivery: Delivery) -> Mapping[str, Cell | None]:
         "Reference": delivery.reference,
         "Attempts": _counts(delivery),
         "Created": time_text(delivery.created_at),
-        **_due(delivery),
+        **_due(delivery, overdue),
         "Expires": time_text(delivery.expires_at),
         "Duplicate": "possible: an attempt with unknown outcome was followed by another"
         if delivery.possible_duplicate
@@ -180,10 +193,13 @@ def _fields(delivery: Delivery) -> Mapping[str, Cell | None]:
     }
 
 
-def _due(delivery: Delivery) -> Mapping[str, Cell | None]:
-    """What happens at `due_at`: by itself, where it is held; else that is when the sweeper looks whether it has."""
-    name = "Due" if delivery.state is State.HELD else "Overdue from"
-    return {name: time_text(delivery.due_at)}
+def _due(delivery: Delivery, overdue: timedelta) -> Mapping[str, Cell | None]:
+    """When it goes on by itself, and from when on the sweeper sees to it that it does."""
+    at = time_text(delivery.due_at)
+    if delivery.state is State.HELD:
+        return {"Due": at}
+    following = next_attempt_at(delivery, overdue)
+    return {"Next attempt": f"about {time_text(following)}" if following else None, "Overdue from": at}
 
 
 def _counts(delivery: Delivery) -> str:

@@ -220,6 +220,7 @@ def _read_delivery(values: dict[str, Any]) -> Delivery:
     known["created_at"] = datetime.fromisoformat(values["created_at"])
     known["updated_at"] = datetime.fromisoformat(values["updated_at"])
     known["expires_at"] = datetime.fromisoformat(expires) if (expires := values["expires_at"]) else None
+    known["send_at"] = datetime.fromisoformat(send_at) if (send_at := values.get("send_at")) else None
     return Delivery(**known)
 
 

@@ -65,7 +65,7 @@ class Metrics:
         self._swept = counter("swept", "What was found overdue and driven on, by what was wrong.", "reason")
         self._deleted = counter("deleted", "What was older than it is kept, by what it was.", "class")
         self._segments = counter("sms_segments", "Segments of SMS that a provider has taken.", "provider", "encoding")
-        latency = "From its arrival to the provider's acceptance."
+        latency = "From its arrival, or its send_at, to the provider's acceptance."
         self._latency = cache(histogram("event_to_sent_seconds", latency, _LATENCY_BUCKETS, "channel").labels)
         send = "One attempt, rendering included."
         self._send = cache(histogram("send_seconds", send, _SEND_BUCKETS, "channel", "provider").labels)
@@ -199,4 +199,4 @@ class Metrics:
         if delivery.state.final:
             self._deliveries(*labels).inc()
         if delivery.state is State.SENT and delivery.epoch == 1:  # a replay comes whenever an operator wants it
-            self._latency(channel).observe((delivery.updated_at - delivery.created_at).total_seconds())
+            self._latency(channel).observe((delivery.updated_at - delivery.wanted_at).total_seconds())

@@ -67,6 +67,7 @@ class Delivery:
         forgiven: how many of this epoch's attempts do not count, because a provider was at fault: paused, or followed.
         due_at: when the sweeper looks after it, if nobody has by then; None once final.
         tell_at: when the sweeper tells of the final state, if whoever recorded it has not been able to; None once told.
+        send_at: when the event wanted it to be sent, where that was later than its planning.
         possible_duplicate: an attempt with unknown outcome was followed by another.
         reference: what `provider` called the message when it took it; None where that is `ref` or nothing.
     """
@@ -97,11 +98,17 @@ class Delivery:
     possible_duplicate: bool = False
     reference: str | None = None
     history: tuple[Change, ...] = ()
+    send_at: datetime | None = None
 
     @property
     def ref(self) -> str:
         """What a provider takes as the idempotency key: the same for every attempt of an epoch."""
         return f"{self.id}/{self.epoch}"
+
+    @property
+    def wanted_at(self) -> datetime:
+        """From when on nothing but NotiPy and its providers kept it from being sent."""
+        return max(self.created_at, self.send_at or self.created_at)
 
     @property
     def last_change(self) -> Change:

@@ -163,6 +163,7 @@ class Planner:
             tell_at=when.now + 2 * self.overdue if verdict.state is State.FAILED else None,
             expires_at=expires,
             history=(change,),
+            send_at=event.send_at if verdict.reason is Reason.SCHEDULED else None,
         )
 
     def _due(self, event: Event, state: State, expires: datetime | None, now: datetime) -> datetime | None:

@@ -5,12 +5,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cli.delivery_views import attempts_of, record_of, timeline, whole_record_of
+from cli.delivery_views import attempts_of, next_attempt_at, record_of, timeline, whole_record_of
 from cli.options import DeadState, Parked
 from domain.delivery import Change, Delivery
 from domain.vocabulary import REPLAYABLE, Channel, Lane, Reason, State
 
 NOW = datetime(2026, 11, 22, 17, tzinfo=UTC)
+OVERDUE = timedelta(minutes=5)
 CONTRACT = [
     *("id", "event_id", "source", "type", "channel", "state", "reason", "attempt", "provider", "recipient"),
     *("created_at", "updated_at", "attempts"),
@@ -62,11 +63,25 @@ def test_the_record_begins_with_the_contract() -> None:
 
 
 def test_the_whole_record_has_every_change() -> None:
-    assert [change["state"] for change in whole_record_of(delivery(PLANNED, CLAIMED, SENT))["history"]] == [
+    assert [change["state"] for change in whole_record_of(delivery(PLANNED, CLAIMED, SENT), OVERDUE)["history"]] == [
         "queued",
         "sending",
         "sent",
     ]
+
+
+@pytest.mark.parametrize(
+    ("step", "due", "following"),
+    [
+        pytest.param(RETRYING, NOW + 2 * OVERDUE, NOW + OVERDUE, id="retrying"),
+        pytest.param(RETRYING, NOW + OVERDUE, NOW + timedelta(seconds=1), id="at once, with another provider"),
+        pytest.param((State.HELD, Reason.PROVIDER_PAUSED, 1, 1), NOW + OVERDUE, NOW + OVERDUE, id="held"),
+        pytest.param((State.QUEUED, Reason.RELEASED, 1, 1), NOW + OVERDUE, None, id="queued"),
+        pytest.param(SENT, None, None, id="sent"),
+    ],
+)
+def test_when_the_next_attempt_is(step: Step, due: datetime | None, following: datetime | None) -> None:
+    assert next_attempt_at(replace(delivery(PLANNED, step), due_at=due), OVERDUE) == following
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ async def test_how_a_delivery_starts(change: dict[str, object], state: State, re
     (delivery,) = world.deliveries.stored.values()
     assert (delivery.state, delivery.reason) == (state, reason)
     assert (delivery.due_at is None) == state.final
+    assert (delivery.send_at is not None) == (reason is Reason.SCHEDULED)
     assert bool(world.queue.parked) == (state is State.FAILED)
 
 

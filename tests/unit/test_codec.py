@@ -1,4 +1,5 @@
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import orjson
@@ -20,6 +21,18 @@ async def test_a_dispatch_reads_back_as_it_was_written() -> None:
     (job,) = await World().accepted(FULL)
     plain = replace(job.delivery, history=(), detail=None, due_at=None)
     assert codec.read_dispatch(codec.dispatch_body(job)) == [Dispatch(plain, 1, job.event)]
+
+
+async def test_the_order_of_a_scheduled_delivery_says_when_it_was_wanted_and_an_older_versions_does_not() -> None:
+    (job,) = await World().accepted(FULL)
+    at = job.delivery.created_at + timedelta(days=2)
+    scheduled = replace(job, delivery=replace(job.delivery, history=(), detail=None, due_at=None, send_at=at))
+    body = codec.dispatch_body(scheduled)
+    assert codec.read_dispatch(body) == [scheduled]
+    document = orjson.loads(body)
+    del document["delivery"]["send_at"]
+    (older,) = codec.read_dispatch(orjson.dumps(document))
+    assert older.delivery.send_at is None
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"delivery": {}, "event": null}', b'{"delivery": 1}', b"\xff"])

@@ -1,7 +1,13 @@
 """What the gauges show of what stands in the database."""
 
+from dataclasses import replace
+from datetime import timedelta
+
 from consumers.metrics import Metrics
-from domain.vocabulary import REPLAYABLE, Channel, State
+from domain.deliver import Settled
+from domain.outcome import Sent
+from domain.vocabulary import REPLAYABLE, Channel, Reason, State
+from tests.unit.world import SMALL, World
 
 
 def shown(metrics: Metrics, name: str) -> dict[str, float]:
@@ -23,3 +29,14 @@ def test_what_was_decided_is_shown_no_more() -> None:
     metrics.standing({(Channel.EMAIL, State.FAILED): 1}, None)
     assert shown(metrics, "notipy_deliveries_unknown")["email"] == 0
     assert shown(metrics, "notipy_deliveries_failed")["email"] == 1
+
+
+async def test_what_was_wanted_later_is_not_late_before() -> None:
+    metrics = Metrics()
+    (job,) = await World().accepted(SMALL)
+    at_once = replace(job.delivery, state=State.SENT, reason=Reason.ACCEPTED)
+    came = at_once.created_at
+    scheduled = replace(at_once, send_at=came + timedelta(days=2), updated_at=came + timedelta(days=2, seconds=3))
+    for delivery in (replace(at_once, updated_at=came + timedelta(seconds=1)), scheduled):
+        metrics.delivered(Settled(delivery, Sent("250 ok"), "mail", 0.1))
+    assert shown(metrics, "notipy_event_to_sent_seconds_sum")["email"] == 1 + 3
