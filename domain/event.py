@@ -202,6 +202,10 @@ class Recipient(_Document):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
+_ADDRESSES = frozenset(Recipient.ADDRESS_FIELDS.values())
+"""The fields whose faults concern one channel; any other's concern the recipient as a whole."""
+
+
 @dataclass(frozen=True, slots=True)
 class FaultyRecipient:
     """A recipient of an otherwise usable event that cannot be used, or not on every channel.
@@ -250,9 +254,10 @@ class FaultyRecipient:
         return self.usable.at(channel) if reached and self.usable else f"#{self.position}"
 
     def fault_for(self, channel: Channel) -> str | None:
-        """Why the channel cannot be used; None where it can."""
-        address = Recipient.ADDRESS_FIELDS[channel]
-        told = [str(fault) for fault in self.faults if self.usable is None or fault.field.split(".")[0] == address]
+        """Why the channel cannot be used; None where it can, or where the recipient gives no address for it."""
+        address, fields = Recipient.ADDRESS_FIELDS[channel], [fault.field.split(".")[0] for fault in self.faults]
+        hopeless = not _ADDRESSES.issuperset(fields)
+        told = [str(fault) for fault, field in zip(self.faults, fields, strict=True) if hopeless or field == address]
         return "; ".join(told[:MAX_FAULTS]) or None
 
 
@@ -466,7 +471,7 @@ def _faulty(position: int, item: Any, error: ValidationError) -> FaultyRecipient
     """Keep what is usable: a bad phone number does not stop the e-mail; a bad name stops everything."""
     faults = faults_of(error)
     bad = {fault.field.split(".")[0] for fault in faults}
-    if not bad <= set(Recipient.ADDRESS_FIELDS.values()):
+    if not bad <= _ADDRESSES:
         return FaultyRecipient(position, faults, None)
     try:
         kept = {name: value for name, value in item.items() if name not in bad}

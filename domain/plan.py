@@ -242,16 +242,13 @@ def _locale_of(recipient: Recipient | FaultyRecipient) -> str | None:
 
 
 def _reachable(recipient: Recipient | FaultyRecipient, channel: Channel, numbers: Numbers) -> Verdict | None:
-    if isinstance(recipient, FaultyRecipient):
-        if fault := recipient.fault_for(channel):
-            return Verdict(State.FAILED, Reason.BAD_ADDRESS, fault)
-        if recipient.usable is None:
-            return Verdict(State.FAILED, Reason.BAD_ADDRESS, describe(recipient.faults))
-        recipient = recipient.usable
-    if not recipient.has_address(channel):
+    if isinstance(recipient, FaultyRecipient) and (fault := recipient.fault_for(channel)):
+        return Verdict(State.FAILED, Reason.BAD_ADDRESS, fault)
+    usable = recipient.usable if isinstance(recipient, FaultyRecipient) else recipient
+    if usable is None or not usable.has_address(channel):
         needed = Recipient.ADDRESS_FIELDS[channel]
         return Verdict(State.SUPPRESSED, Reason.NO_ADDRESS, f"the recipient has no {needed}")
-    if channel is Channel.SMS and (wrong := _wrong_number(recipient, numbers)):
+    if channel is Channel.SMS and (wrong := _wrong_number(usable, numbers)):
         return Verdict(State.FAILED, Reason.BAD_ADDRESS, f"phone: {wrong}")
     return None
 

@@ -13,7 +13,7 @@ from domain.dispatch import INLINE_LIMIT
 from domain.event import Incoming
 from domain.operate import Refused
 from domain.ports import StoredEvent
-from domain.vocabulary import EventState, Reason, State
+from domain.vocabulary import Channel, EventState, Reason, State
 from tests.fakes import MemoryCatalog
 from tests.unit.world import OVERDUE, SMALL, World, notification
 
@@ -191,6 +191,31 @@ async def test_a_bad_recipient_fails_alone() -> None:
     assert set(found) == {State.QUEUED, State.FAILED}
     assert found[State.FAILED].reason is Reason.BAD_ADDRESS
     assert len(world.queue.parked) == 1
+
+
+@pytest.mark.parametrize(
+    ("recipient", "expected"),
+    [
+        (
+            {"email": "nowhere"},
+            {Channel.EMAIL: (State.FAILED, Reason.BAD_ADDRESS), Channel.SMS: (State.SUPPRESSED, Reason.NO_ADDRESS)},
+        ),
+        (
+            {"email": "nowhere", "nmae": "Ana"},
+            {Channel.EMAIL: (State.FAILED, Reason.BAD_ADDRESS), Channel.SMS: (State.FAILED, Reason.BAD_ADDRESS)},
+        ),
+    ],
+    ids=["a bad address", "a field that is none"],
+)
+async def test_a_bad_address_fails_its_own_channel_and_any_other_fault_all_of_them(
+    recipient: dict[str, str], expected: dict[Channel, tuple[State, Reason]]
+) -> None:
+    words = {"email": {"subject": "s", "text": "t"}, "sms": {"text": "t"}}
+    world = World(catalog=MemoryCatalog([notification(channels=words)]))
+    body = json.dumps({"recipients": [{"email": "ana@example.org", "phone": "+4915112345678"}, recipient]}).encode()
+    await world.accept(Incoming(body, KEY, "m-1"))
+    bad = [delivery for delivery in world.deliveries.stored.values() if not delivery.recipient]
+    assert {delivery.channel: (delivery.state, delivery.reason) for delivery in bad} == expected
 
 
 async def test_a_recipient_named_twice_is_told_once() -> None:
