@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +47,7 @@ class Standing:
         unplanned: events whose planning is not complete, those that are being planned at this moment included.
         oldest_due_at: the earliest time at which a delivery is, or was, due.
         repaired: what a repair has done; None where none was asked for.
+        untaken: queues of events and of deliveries from which nobody takes what waits in them, and how much that is.
     """
 
     audited: "Audited"
@@ -54,6 +55,7 @@ class Standing:
     unplanned: int
     oldest_due_at: datetime | None
     repaired: "Repaired | None" = None
+    untaken: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def dead(self) -> int:
@@ -90,6 +92,7 @@ class Standing:
             "oldest_due_at": self.oldest_due_at,
             "dead": self.dead,
             "queues": audited.queues,
+            "untaken": self.untaken,
             "hours_verified": audited.verified,
             "hours_read": audited.read,
         }
@@ -135,6 +138,8 @@ def audit(
     --repair plans events again, dispatches what is lost, and fails and parks what has no event any more; of what cannot
     be undone (surplus, duplicated) it notes that you know. It can be repeated, by several people at once, while
     everything runs. The exit code is 1 if something is found, and with --repair if something is left.
+
+    Queues from which nobody takes what waits in them are told as well; they change no exit code.
 
     With --json the first line has the sums, and each line after it one exception. Without a broker the queues are not
     looked at ([bold]queues[/] is then false), and nothing can be repaired.
@@ -189,7 +194,8 @@ def _conclude(standing: Standing) -> None:
 async def _look(settings: "Settings", scope: "Scope") -> Standing:
     async with storage(settings) as stores, _perhaps_broker(settings) as connection:
         audited = await _audit(settings, stores, connection)(scope)
-        return await _standing(stores.events, stores.deliveries, audited)
+        standing = await _standing(stores.events, stores.deliveries, audited)
+        return replace(standing, untaken=await _untaken(settings, connection))
 
 
 async def _repair(settings: "Settings", scope: "Scope") -> Standing:
@@ -256,6 +262,18 @@ async def _perhaps_broker(settings: "Settings") -> "AsyncIterator[AbstractConnec
         yield connection
 
 
+async def _untaken(settings: "Settings", connection: "AbstractConnection | None") -> Mapping[str, int]:
+    """Queues in which messages wait and that have no consumer: no process runs that should, or a provider is paused."""
+    from cli.topology import topology_of
+    from consumers.topology import EVENTS, channel_queue
+    from domain.vocabulary import Lane
+
+    channels = topology_of(settings).channels
+    queues = [EVENTS, *(channel_queue(channel, lane) for channel in channels for lane in Lane)]
+    counts = {queue: await _counts(connection, queue) or (0, 0) for queue in queues}
+    return {queue: messages for queue, (messages, consumers) in counts.items() if messages and not consumers}
+
+
 async def _counts(connection: "AbstractConnection | None", queue: str) -> tuple[int, int] | None:
     """A queue's messages and consumers; None if there is no such queue."""
     from aio_pika.exceptions import ChannelNotFoundEntity
@@ -307,8 +325,13 @@ def _print(standing: Standing) -> None:
         "Hours": f"{audited.read:,} read, {audited.verified:,} known to be in order",
     }
     print_fields(fields)
+    say()
+    for queue, messages in standing.untaken.items():
+        say(f"Nobody takes from {queue}, where {counted(messages, 'message')} wait{'s' * (messages == 1)}.")
+    if standing.untaken:
+        say("`notipy doctor` says whether a provider is at fault, or nothing runs that should.")
     if audited.in_order:
-        say("\nEverything is accounted for.")
+        say("Everything is accounted for" + (", but not all of it moves." if standing.untaken else "."))
 
 
 def _print_states(standing: Standing) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cli.failures import CommandFailed
+from cli.output import counted
 from cli.session import broker, storage
 from cli.topology import look, told, topology_of
 from config.settings import Settings, SettingsError, strange_variables
@@ -96,12 +97,17 @@ def _consumers(seen: "Sequence[Seen]") -> Finding:
     ]
     if not idle:
         return Finding("consumers", "ok", "every queue has a consumer")
+    waiting = sum(queues[name].messages or 0 for name in idle)
+    told_waiting = f"; {counted(waiting, 'message')} wait{'s' * (waiting == 1)} there" if waiting else ""
     return Finding(
         "consumers",
         "warning",
-        f"nobody consumes {', '.join(idle[:3])}{f' and {len(idle) - 3} more' if idle[3:] else ''}",
-        "Start `notipy run`; without --roles it takes every role. From a channel's queues it takes nothing while the "
-        "providers are paused: /readyz and the log `provider.paused` say so and why.",
+        f"nobody consumes {', '.join(idle[:3])}{f' and {len(idle) - 3} more' if idle[3:] else ''}{told_waiting}",
+        "Start `notipy run`; without --roles it takes every role."
+        if EVENTS in idle
+        else "While a channel's providers are paused nothing is taken from its queues: see the provider's check below; "
+        "/readyz and the log `provider.paused` say why. "
+        "Else no `notipy run` takes the role: without --roles it takes all.",
     )
 
 

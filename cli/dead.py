@@ -103,6 +103,9 @@ def replay(
     One whose address is suppressed is left alone; but not the one whose own refusal has suppressed it. If its replay is
     sent, the address is used again; until then it stays suppressed for all others.
 
+    One that failed over its template (template_error, message_too_large) is told in the words of the notification's
+    version that is in force now; everything else in those that it was planned with.
+
     [bold]Examples[/]
 
       $ notipy dead replay --channel email --reason connection_refused --since 2h --dry-run
@@ -325,6 +328,10 @@ def _print_done(done: "Done", action: str, dry_run: bool, what: str) -> None:
         say(
             f"{done.refused:,} of them to an address that its own refusal has suppressed: used again once this is sent."
         )
+    if done.corrected:
+        say(f"{done.corrected:,} of them with the version of their notification that is in force now.")
+    if done.unchanged:
+        say(f"{done.unchanged:,} of them in words that have failed: correct them and `notipy apply` before.")
     for why, number in done.skipped.most_common():
         say(f"{counted(number, 'other')} left alone: {why}.")
     if done.removed:

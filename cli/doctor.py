@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from cli.options import JsonOption
-from cli.output import hint, json_line, plain, say, stdout
+from cli.output import counted, hint, json_line, plain, say, stdout
 from cli.session import execute, load
 
 if TYPE_CHECKING:
@@ -79,5 +79,6 @@ def _conclude(findings: "Sequence[Finding]", as_json: bool) -> None:
     if failed:
         hint(f"{failed} of {len(findings)} checks failed.")
         raise typer.Exit(1)
+    warnings = sum(finding.result == "warning" for finding in findings)
     if not as_json:
-        say("\nEverything can be used.")
+        say("\nEverything can be used" + (f", with {counted(warnings, 'warning')} above." if warnings else "."))

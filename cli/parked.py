@@ -23,7 +23,7 @@ from consumers.app import Core, utc_now
 from consumers.dead_letters import CLEARING, TURN, DeadEvent, Decide, dead_event, walk
 from consumers.topology import DEAD_EVENTS, DEAD_RECEIPTS, dead_queue
 from domain.delivery import Delivery
-from domain.operate import Refused
+from domain.operate import IN_THE_WORDS, Refused
 from domain.ports import DeadFilter
 from domain.vocabulary import Channel, Reason, State
 from storage.deliveries import MongoDeliveries
@@ -69,12 +69,16 @@ class Done:
     Attributes:
         removed: messages cleared from the dead-letter queues.
         refused: how many were replayed whose own refusal has suppressed their address.
+        corrected: how many with another version of their notification, as theirs could not be rendered.
+        unchanged: how many with the very version that could not be rendered.
     """
 
     treated: int = 0
     failed: int = 0
     removed: int = 0
     refused: int = 0
+    corrected: int = 0
+    unchanged: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
 
@@ -151,6 +155,7 @@ async def treat(core: Core, chosen: Chosen, action: str, report: Report, *, dry_
     if chosen.messages:
         return await _treat_events(core, chosen, action, report, dry_run)
     done = Done()
+    await core.catalog.refresh()
     carry_out = _preview(core, action) if dry_run else _treatment(core, action)
     with progress(action, await count(core, chosen)) as advance:
         await _each(core, chosen, _operation(carry_out, action, report, done, advance))
@@ -193,19 +198,22 @@ def _operation(
             done.skipped[after.why] += 1
             report.skipped(id=delivery.id, why=after.why)
         else:
-            _treated(done, report, after, action, suppressed=delivery.last_change.address_suppressed)
+            _treated(done, report, delivery, after, action)
         advance(1)
 
     return one
 
 
-def _treated(done: Done, report: Report, delivery: Delivery, action: str, *, suppressed: bool) -> None:
-    """`suppressed`: its refusal has cost its address its use, which a replay that is sent gives back."""
+def _treated(done: Done, report: Report, before: Delivery, after: Delivery, action: str) -> None:
+    suppressed = before.last_change.address_suppressed  # of which a replay that is sent gives back the use
     done.treated += 1
-    done.refused += suppressed and action == "replayed"
-    about = f"{delivery.id}  {delivery.channel}  {delivery.reason}  {delivery.source}/{delivery.event_id}"
-    record = {"channel": str(delivery.channel), "epoch": delivery.epoch, "address_suppressed": suppressed}
-    report.treated(about, id=delivery.id, action=action, **record)
+    if action == "replayed":
+        done.refused += suppressed
+        done.corrected += before.version != after.version
+        done.unchanged += before.version == after.version and before.reason in IN_THE_WORDS
+    about = f"{after.id}  {after.channel}  {after.reason}  {after.source}/{after.event_id}"
+    record = {"channel": str(after.channel), "epoch": after.epoch, "address_suppressed": suppressed}
+    report.treated(about, id=after.id, action=action, **record, version=after.version)
 
 
 async def _each(core: Core, chosen: Chosen, operation: Operation) -> None:

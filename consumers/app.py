@@ -157,7 +157,14 @@ def _core(
         renderer=TemplateRenderer(),
         schemas=JsonSchemaCheck(),
         operate=Operate(
-            deliveries, events, publisher, now, settings.sweeper.overdue, settings.lease, stores.suppressions
+            deliveries,
+            events,
+            publisher,
+            now,
+            settings.sweeper.overdue,
+            settings.lease,
+            stores.catalog,
+            stores.suppressions,
         ),
         now=now,
     )

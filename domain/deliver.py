@@ -35,6 +35,7 @@ from domain.suppression import (
     suppress_refused,
     withdraw_refused,
 )
+from domain.text import told_over
 from domain.token import unique_token
 from domain.vocabulary import Channel, Reason, State
 
@@ -221,7 +222,7 @@ class Deliver:
     ) -> Outcome:
         delivery = job.delivery
         if delivery.expires_at is not None and delivery.expires_at <= now:
-            return Expired(f"its time was over at {delivery.expires_at.isoformat()}")
+            return Expired(told_over(delivery.expires_at))
         try:
             suppression = await screen(self.suppressions, delivery)
         except Exception as error:  # noqa: BLE001 - told, and tried again: an attempt that is claimed has an outcome

@@ -8,7 +8,8 @@ from typing import Final
 
 from domain.delivery import Change, Delivery
 from domain.dispatch import EventData, dispatch_of, travelling
-from domain.ports import Claim, Deliveries, DispatchQueue, Events, Now, Purpose, QueueFull
+from domain.notification import INLINE
+from domain.ports import Catalog, Claim, Deliveries, DispatchQueue, Events, Now, Purpose, QueueFull
 from domain.stored import read_event
 from domain.suppression import NOTHING_SUPPRESSED, Suppressions, screen
 from domain.token import unique_token
@@ -35,6 +36,7 @@ class Operate:
     now: Now
     overdue: timedelta
     lease: timedelta
+    catalog: Catalog
     suppressions: Suppressions = NOTHING_SUPPRESSED
     _reading: dict[str, "asyncio.Task[EventData | Refused | None]"] = field(default_factory=dict, repr=False)
 
@@ -42,18 +44,23 @@ class Operate:
         """Start a new epoch of a failed delivery: its attempts are counted anew, its provider's idempotency key is new.
 
         One whose address is suppressed is left as it is, but for the one whose refusal has suppressed it: where it is
-        sent, that was wrong, and the address is used again. A crash between the database and the queue leaves a queued
+        sent, that was wrong, and the address is used again. What failed over its template would fail again: it is told
+        in the words of the version that is in force now. A crash between the database and the queue leaves a queued
         delivery that the sweeper dispatches.
         """
-        if isinstance(refused := await self.replayable(delivery), Refused):
-            return refused
+        if isinstance(replayable := await self.replayable(delivery), Refused):
+            return replayable
         event = await self._event(delivery.event_key)
         if isinstance(event, Refused):
             return event
         now = self.now()
         maybe_sent = delivery.state is State.UNKNOWN
-        change = Change(State.QUEUED, now, Reason.REPLAYED, delivery.epoch + 1, 0, possible_duplicate=maybe_sent)
-        after = delivery.changed(change, now + self.overdue)
+        corrected = replayable.version != delivery.version
+        detail = f"with version {replayable.version} of {delivery.notification}, in force now" if corrected else None
+        change = Change(
+            State.QUEUED, now, Reason.REPLAYED, delivery.epoch + 1, 0, detail=detail, possible_duplicate=maybe_sent
+        )
+        after = replayable.changed(change, now + self.overdue)
         if not await self.deliveries.reopen(delivery, after, change):
             return Refused("somebody else has just replayed or dropped it")
         with suppress(QueueFull):  # it is due
@@ -62,14 +69,23 @@ class Operate:
         return after
 
     async def replayable(self, delivery: Delivery) -> Delivery | Refused:
-        """The delivery as it is; or why it would not be replayed."""
+        """The delivery with the version of its notification that a replay takes; or why it would not be replayed."""
         if delivery.state not in REPLAYABLE:
             return Refused(f"it is {delivery.state}; only {' and '.join(REPLAYABLE)} ones are replayed")
         if delivery.attempt == 0 and delivery.reason in _IN_THE_EVENT:
             return Refused(_IN_THE_EVENT[delivery.reason])
+        if delivery.reason is Reason.TEMPLATE_ERROR and delivery.notification == INLINE:
+            return Refused(f"its event's own content cannot be rendered{_CORRECTED}")
         suppression = await screen(self.suppressions, delivery)
         if suppression is not None and suppression.stops(delivery):
             return Refused(_ANOTHERS if suppression.delivery else _SUPPRESSED)
+        return self._corrected(delivery) if delivery.reason in IN_THE_WORDS else delivery
+
+    def _corrected(self, delivery: Delivery) -> Delivery:
+        """With the version of its notification that is in force, if that is told over its channel."""
+        for notification in self.catalog.matching(f"{delivery.source}.{delivery.type}"):
+            if notification.name == delivery.notification and delivery.channel in notification.definition.channels:
+                return replace(delivery, version=notification.version)
         return delivery
 
     async def drop(self, delivery: Delivery) -> Delivery | Refused:
@@ -148,6 +164,8 @@ class Operate:
         self._reading.pop(key, None)
 
 
+IN_THE_WORDS: Final = frozenset({Reason.TEMPLATE_ERROR, Reason.MESSAGE_TOO_LARGE})
+"""Why it failed: the same words of the same event fail again."""
 _CORRECTED: Final = "; publish it again, corrected and under another id"
 _IN_THE_EVENT: Final = {
     Reason.DATA_INVALID: f"its event's data is not what the notification asks for{_CORRECTED}",

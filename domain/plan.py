@@ -12,7 +12,7 @@ from domain.event import Event, FaultyRecipient, Recipient
 from domain.locales import chosen
 from domain.notification import INLINE, Definition, Notification, check_content
 from domain.ports import NotANumber, Numbers, Renderer, SchemaCheck
-from domain.text import describe
+from domain.text import describe, told_over
 from domain.vocabulary import Channel, Lane, Reason, State
 
 
@@ -176,7 +176,7 @@ class Planner:
     def _verdict(self, event: Event, source: Source, channel: Channel, now: datetime) -> Verdict:
         expires = expiry(event, source)
         if expires is not None and expires <= now:
-            return Verdict(State.EXPIRED, Reason.EXPIRED, f"its time was over at {expires.isoformat()}")
+            return Verdict(State.EXPIRED, Reason.EXPIRED, told_over(expires))
         if problem := self._problem(event, source, channel):
             return problem
         if channel not in self.configured:  # after what is wrong with the event itself, for this one can be replayed

@@ -27,7 +27,7 @@ from domain.ports import (
 )
 from domain.retry import RetryPolicy
 from domain.stored import as_received, read_event
-from domain.text import Fault
+from domain.text import Fault, told_over
 from domain.token import unique_token
 from domain.vocabulary import Channel, EventState, Lane, Reason, State
 
@@ -351,8 +351,12 @@ class Sweep:
         return None if patient else replace(delivery, reason=Reason.REDRIVEN)
 
     async def _release(self, delivery: Delivery, event: Found, now: datetime) -> Delivery | None:
-        """Record, then dispatch: one that is held again at once is not overwritten, and a crash between is redriven."""
-        change = Change(State.QUEUED, now, Reason.RELEASED, delivery.epoch, delivery.attempt)
+        """Record, then dispatch: one that is held again at once is not overwritten, and a crash between is redriven.
+
+        With why it was held: it may wait in its queue for as long as its provider is paused, or for its turn.
+        """
+        why = None if delivery.reason is Reason.SCHEDULED else f"was held, {delivery.reason}: {delivery.detail}"
+        change = Change(State.QUEUED, now, Reason.RELEASED, delivery.epoch, delivery.attempt, detail=why)
         released = await self._record(delivery, change, now + self.overdue)
         if released is not None:
             await self.queue.dispatch(dispatch_of(released, event.data))
@@ -365,8 +369,9 @@ class Sweep:
         return await self._expired(delivery, now)
 
     async def _expired(self, delivery: Delivery, now: datetime) -> Delivery | None:
-        detail = f"its time was over at {delivery.expires_at}"
-        change = Change(State.EXPIRED, now, Reason.EXPIRED, delivery.epoch, delivery.attempt, detail=detail)
+        change = Change(
+            State.EXPIRED, now, Reason.EXPIRED, delivery.epoch, delivery.attempt, detail=told_over(delivery.expires_at)
+        )
         return await self._record(delivery, change, None)
 
     async def _claimed(self, delivery: Delivery, claim: Claim, event: Looked, now: datetime) -> Delivery | None:

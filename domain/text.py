@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, ValidationError
@@ -32,6 +33,11 @@ MAX_DETAIL = 2000
 def detail_text(text: str) -> str:
     """A detail as it may be stored: not too long, and without what cannot be written as UTF-8."""
     return text[:MAX_DETAIL].encode("utf-8", "replace").decode()
+
+
+def told_over(at: datetime | None) -> str:
+    """What is said of a delivery whose time was over then."""
+    return f"its time was over at {at:%Y-%m-%dT%H:%M:%SZ}" if at else "its time was over"
 
 
 def single_line(value: str) -> str:

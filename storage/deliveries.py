@@ -211,6 +211,8 @@ class MongoDeliveries:
         amendment = _amendment(after, _standing_as(before), [change])
         if before.reference is not None and after.reference is None:  # the epoch that it belonged to is over
             amendment = replace(amendment, unset=(*amendment.unset, "reference"))
+        if before.version != after.version:
+            amendment = replace(amendment, values={**amendment.values, "version": after.version})
         update = amendment.alone()
         tries = 0
 

@@ -233,6 +233,32 @@ async def _planned(stack: Stack, event: str, count: int) -> bool:
     return len(await stack.deliveries(event)) == count
 
 
+@pytest.mark.parametrize("text", ["{{ order_id.a.b }}", "{{ customer }}"], ids=["rendered", "planned"])
+async def test_what_failed_over_its_template_is_replayed_with_the_corrected_one(
+    text: str, notipy: Notipy, settings: Settings, stack: Stack, smtp: SmtpSink
+) -> None:
+    wrong = {**ORDER_SHIPPED, "channels": {"email": {"subject": "Shipped", "text": text}}}
+    await stack.apply(wrong)
+    async with running(settings):
+        event = await stack.publish(order())
+        (failed,) = await stack.final(event)
+        assert (failed.state, failed.reason, failed.version) == (State.FAILED, Reason.TEMPLATE_ERROR, 1)
+        in_vain = await notipy("dead", "replay", "--reason", "template_error", "--dry-run")
+        assert in_vain.out.splitlines()[-1] == (
+            "1 of them in words that have failed: correct them and `notipy apply` before."
+        )
+        await stack.apply(ORDER_SHIPPED)
+        again = await notipy("dead", "replay", "--reason", "template_error")
+        assert again.out.splitlines() == [
+            "1 delivery replayed.",
+            "1 of them with the version of their notification that is in force now.",
+        ]
+        sent = await stack.reach(event, State.SENT)
+    assert (sent.version, sent.epoch) == (2, 2)
+    assert "with version 2 of order-shipped, in force now" in [change.detail for change in sent.history]
+    assert [mail.message["Subject"] for mail in smtp.mails] == ["Order 1042 shipped"]
+
+
 async def test_failed_deliveries_are_listed_replayed_and_dropped(
     notipy: Notipy, settings: Settings, stack: Stack, smtp: SmtpSink
 ) -> None:
@@ -378,6 +404,14 @@ async def test_the_audit_finds_what_is_overdue(notipy: Notipy, settings: Setting
     async with running(settings, ["events"]):  # nobody delivers, and no sweeper looks after it
         event = await stack.publish(order())
         delivery = await stack.reach(event, State.QUEUED)
+    waiting = {"notipy.channel.email.normal": 1}
+    moved = await notipy("audit", "--json")
+    assert (moved.code, moved.records[0]["untaken"]) == (0, waiting), "it is on its way, though nobody takes it"
+    told = (await notipy("audit")).out
+    assert "Nobody takes from notipy.channel.email.normal, where 1 message waits." in told
+    assert "Everything is accounted for, but not all of it moves." in told
+    (consumers,) = [each for each in (await notipy("doctor", "--json")).records if each["check"] == "consumers"]
+    assert consumers["detail"].endswith("; 1 message waits there")
     await stack.core.deliveries.postpone(delivery, delivery.created_at.replace(year=2020))
     late = await notipy("audit", "--json")
     assert (late.code, late.records[0]["overdue"]) == (1, 1)

@@ -325,6 +325,11 @@ PLANNED_SO = {
         Reason.ATTACHMENT_REJECTED,
         "attachments",
     ),
+    "a field of its content": (
+        {"recipients": [{"email": "ana@example.org"}], "content": {"email": {"subject": "s", "text": "t", "bdy": "z"}}},
+        Reason.TEMPLATE_ERROR,
+        "its event's own content",
+    ),
 }
 
 

@@ -116,7 +116,9 @@ class World:
 
     @property
     def operate(self) -> Operate:
-        return Operate(self.deliveries, self.events, self.queue, self.clock, OVERDUE, LEASE, self.suppressions)
+        return Operate(
+            self.deliveries, self.events, self.queue, self.clock, OVERDUE, LEASE, self.catalog, self.suppressions
+        )
 
     async def accepted(self, body: bytes = SMALL, **more: Any) -> list[Dispatch]:
         """Accept an event; returns what was dispatched for it."""
