@@ -29,6 +29,11 @@ class SmtpProvider:
     def __repr__(self) -> str:
         return f"SmtpProvider({self.name!r}, {self._options.server!r})"
 
+    @property
+    def at_once(self) -> int:
+        """How many mails it can have use for at a time; the next one waits for a connection."""
+        return self._options.connections
+
     def takes(self, recipient: Mapping[str, Any]) -> bool:
         """Whoever has an address."""
         return bool(recipient.get("email"))

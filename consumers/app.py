@@ -45,6 +45,7 @@ from domain.audit import Patience
 from domain.backoff import wait_out
 from domain.conserve import Audit
 from domain.deliver import Deliver
+from domain.deliver_together import DeliverTogether
 from domain.failures import place_of
 from domain.mark_inbox import MarkInbox
 from domain.operate import Operate
@@ -494,6 +495,7 @@ class Application:
     def _lanes(self, channel: Channel) -> list[Subscription]:
         core = self.core
         deliver, concurrency = self._deliver(channel), core.settings.channels[channel].concurrency
+        together = DeliverTogether(deliver)
         subscriptions = []
         for lane in Lane:
             handler = DeliveryHandler(
@@ -504,6 +506,7 @@ class Application:
                 self.metrics,
                 concurrency,
                 lambda: self.consumers.stopping,
+                together,
             )
             queue = channel_queue(channel, lane)
             subscriptions.append(

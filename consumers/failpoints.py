@@ -29,8 +29,14 @@ Handler = Callable[[Any], Awaitable[None]]
 NAMES = ("received", "stored", "published", "claimed", "sending", "sent", "recorded", "failed_over")
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 _STORES = {"add": "stored"}
-_DELIVERIES = {"add": "stored", "claim": "claimed", "record": "recorded"}
-_QUEUES = {"dispatch": "published", "retry": "published", "park": "published"}
+_DELIVERIES = {
+    "add": "stored",
+    "claim": "claimed",
+    "claim_all": "claimed",
+    "record": "recorded",
+    "record_all": "recorded",
+}
+_QUEUES = {"dispatch": "published", "dispatch_all": "published", "retry": "published", "park": "published"}
 
 
 @dataclass(slots=True)
@@ -98,14 +104,18 @@ class Failpoints:
         return self._after(self._before(provider, {"send": "sending"}), {"send": "sent"})
 
     def _after(self, port: T, methods: Mapping[str, str]) -> T:
-        """The port, with a passage after each of the named methods that did not return False (a claim not won)."""
+        """The port, with a passage after each of the named methods that did not return False (a claim not won).
+
+        One that does many at once is passed for each of them.
+        """
 
         def passing(call: Callable[..., Awaitable[Any]], point: Failpoint) -> Callable[..., Awaitable[Any]]:
             @wraps(call)
             async def passed(*arguments: Any, **named: Any) -> Any:
                 result = await call(*arguments, **named)
-                if result is not False:
-                    point.passed()
+                for each in result if isinstance(result, list) else [result]:
+                    if each is not False:
+                        point.passed()
                 return result
 
             return passed

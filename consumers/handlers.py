@@ -17,6 +17,7 @@ from consumers.metrics import Metrics
 from consumers.received import Message
 from domain.accept import Accept, Accepted, Rejected, Verdict
 from domain.deliver import Deliver, HeldBack, Late, NotClaimed, Result, Settled
+from domain.deliver_together import DeliverTogether
 from domain.dispatch import Dispatch
 from domain.event import Incoming, event_key
 from domain.failures import place_of
@@ -162,6 +163,7 @@ class DeliveryHandler:
     Args:
         concurrency: attempts in progress of those that came together with others; a message is one of them otherwise.
         stopping: whether no more attempts should be begun.
+        together: how several attempts are made at once; None: each alone.
     """
 
     def __init__(
@@ -173,7 +175,9 @@ class DeliveryHandler:
         metrics: Metrics,
         concurrency: int,
         stopping: Callable[[], bool] = lambda: False,
+        together: DeliverTogether | None = None,
     ) -> None:
+        self._together = together
         self._channel = channel
         self._stopping = stopping
         self._deliver = deliver
@@ -213,10 +217,46 @@ class DeliveryHandler:
         """Each as if it had come alone; the next message is read when all of this one are in progress."""
         began = monotonic()
         async with asyncio.TaskGroup() as attempts, self._reading:
-            for job in await self._read(message):
-                await self._free.acquire()
+            jobs, again = await self._read(message), _again(message)
+            while jobs:
+                number = await self._places(len(jobs))
+                some, jobs = jobs[:number], jobs[number:]
                 waited = timedelta(seconds=monotonic() - began)
-                attempts.create_task(self._one_of_many(job, _again(message), waited))
+                attempts.create_task(self._some_of_many(some, again, waited))
+
+    async def _places(self, number: int) -> int:
+        """Wait for a place among the attempts in progress, and take as many as are free."""
+        await self._free.acquire()
+        taken = 1
+        while self._together is not None and taken < number and not self._free.locked():
+            await self._free.acquire()
+            taken += 1
+        return taken
+
+    async def _some_of_many(self, jobs: Sequence[Dispatch], again: bool, waited: timedelta) -> None:
+        if self._together is None or len(jobs) == 1 or self._stopping():
+            await asyncio.gather(*(self._one_of_many(job, again, waited) for job in jobs))
+            return
+        in_progress = {id(job): job for job in jobs}
+        faults: list[tuple[Dispatch, Exception]] = []
+
+        def ended(job: Dispatch, result: Result | Exception) -> None:
+            del in_progress[id(job)]
+            self._free.release()
+            if isinstance(result, Exception):
+                faults.append((job, result))
+            else:
+                tell(self._metrics, result)
+
+        try:
+            await self._together(jobs, ended, redelivered=again, waited=waited)
+        except Exception as error:  # noqa: BLE001 - a fault of each that it has left behind
+            for job in list(in_progress.values()):
+                ended(job, error)
+        finally:
+            for _ in in_progress:
+                self._free.release()
+        await asyncio.gather(*(self._faulty(job, error, again) for job, error in faults))
 
     async def _one_of_many(self, job: Dispatch, redelivered: bool, waited: timedelta) -> None:
         try:
@@ -224,14 +264,18 @@ class DeliveryHandler:
                 await self._pass_on(job, alone=redelivered)
             else:
                 await self._attempt(job, redelivered, waited)
-        except Exception as error:  # noqa: BLE001 - logged, and its order parked as if it had come alone
-            log.error("message.handler_failed", role=str(self._channel), error=place_of(error))
-            order = Incoming(codec.dispatch_body(job), None, None, None, redelivered)
-            told = [Fault("", f"a fault of NotiPy's own: {place_of(error)}")]
-            about = codec.dispatch_headers(job)
-            await self._queue.reject(order, Reason.INTERNAL_ERROR, told, str(self._channel), about)
+        except Exception as error:  # noqa: BLE001 - logged, and its order parked
+            await self._faulty(job, error, redelivered)
         finally:
             self._free.release()
+
+    async def _faulty(self, job: Dispatch, error: Exception, redelivered: bool) -> None:
+        """Park the order as if it had come alone."""
+        log.error("message.handler_failed", role=str(self._channel), error=place_of(error))
+        order = Incoming(codec.dispatch_body(job), None, None, None, redelivered)
+        told = [Fault("", f"a fault of NotiPy's own: {place_of(error)}")]
+        about = codec.dispatch_headers(job)
+        await self._queue.reject(order, Reason.INTERNAL_ERROR, told, str(self._channel), about)
 
     async def _pass_on(self, job: Dispatch, *, alone: bool = False) -> None:
         """To the queue that it came from; where that is full, the sweeper will: who waits here takes nothing."""

@@ -136,6 +136,16 @@ class Publisher:
             return
         await self._lane(key, job.delivery.lane).submit(job)
 
+    async def dispatch_all(self, jobs: Sequence[Dispatch]) -> Sequence[Exception | None]:
+        """As `dispatch`, by one caller; those of a lane go together."""
+        lanes: defaultdict[str, list[Dispatch]] = defaultdict(list)
+        for job in jobs:
+            lanes[_lane_key(job)].append(job)
+        going = (self._lane(key, several[0].delivery.lane).submit_all(several) for key, several in lanes.items())
+        found = zip(lanes.values(), await asyncio.gather(*going), strict=True)
+        results = {id(job): result for several, own in found for job, result in zip(several, own, strict=True)}
+        return [results[id(job)] for job in jobs]
+
     def _lane(self, key: str, lane: Lane) -> GroupCommit[Dispatch, None]:
         if key not in self._lanes:
             self._lanes[key] = GroupCommit(lambda jobs: self._dispatch_all(key, jobs), self._together.get(lane, 1))
@@ -204,10 +214,19 @@ class Publisher:
 
     async def status(self, delivery: Delivery, change: Change, *, patient: bool = False) -> None:
         """To `notipy.status` under `<state>.<channel>.<source>.<type>`; whoever cares has bound a queue."""
-        if self._status == "none" or (self._status == "final" and not change.state.final):
-            return
-        key = f"{change.state}.{delivery.channel}.{delivery.source}.{delivery.type}"
-        await self._statuses.submit((key, delivery, change), hurry=not patient)
+        if self._tells(change):
+            await self._statuses.submit((_status_key(delivery, change), delivery, change), hurry=not patient)
+
+    async def statuses(self, changed: Sequence[tuple[Delivery, Change]]) -> None:
+        """As `status`, by one caller."""
+        told = [each for each in changed if self._tells(each[1])]
+        for result in await self._statuses.submit_all([(_status_key(*each), *each) for each in told]):
+            if isinstance(result, Exception):
+                raise result
+
+    def _tells(self, change: Change) -> bool:
+        """Whether the settings say that this kind of change is told."""
+        return self._status == "all" or (self._status == "final" and change.state.final)
 
     async def _tell_all(self, statuses: Sequence[tuple[str, Delivery, Change]]) -> Sequence[None]:
         alike: dict[str, list[tuple[Delivery, Change]]] = defaultdict(list)
@@ -260,7 +279,7 @@ class Publisher:
             async with asyncio.timeout(CONFIRM_TIMEOUT):
                 channel = await self._passing_channel()
                 try:
-                    await self._topology.declare(channel)
+                    await self._topology.declare_again(channel)
                 except aio_pika.exceptions.ChannelPreconditionFailed as error:
                     raise TopologyDiffers(str(error)) from None
                 finally:
@@ -277,11 +296,12 @@ class Publisher:
         async with self._asking:
             if self._inspection is None or self._inspection.is_closed:
                 self._inspection = await self._passing_channel()
+            underlay = await self._inspection.get_underlay_channel()
             try:
-                found = await self._inspection.declare_queue(queue, passive=True)
+                found = await underlay.queue_declare(queue, passive=True)
             except aio_pika.exceptions.ChannelNotFoundEntity:
                 return None
-        return found.declaration_result.message_count or 0, found.declaration_result.consumer_count or 0
+        return found.message_count or 0, found.consumer_count or 0
 
     async def _passing_channel(self) -> AbstractChannel:
         """A channel that is gone when it is closed: a robust one would reopen itself, and one leak at each outage."""
@@ -340,6 +360,10 @@ async def _telling_a_lost_channel(operation: Callable[[], Awaitable[T]]) -> T:
         if type(error) is Exception:
             raise ConnectionError("the channel was lost") from error
         raise
+
+
+def _status_key(delivery: Delivery, change: Change) -> str:
+    return f"{change.state}.{delivery.channel}.{delivery.source}.{delivery.type}"
 
 
 def _lane_key(job: Dispatch) -> str:

@@ -192,10 +192,16 @@ class Accept:
         return [*stored, *(delivery for delivery in batch if delivery.id not in known)]
 
     async def _start_all(self, deliveries: Sequence[Delivery], event: EventData | None) -> None:
-        if len(deliveries) == 1:  # of most events; a task of its own would cost more than what it does
+        if len(deliveries) == 1:  # of most events
             await self._start(deliveries[0], event)
-        else:
-            await asyncio.gather(*(self._start(delivery, event) for delivery in deliveries))
+            return
+        queued = [delivery for delivery in deliveries if delivery.state is State.QUEUED]
+        for fault in await self.queue.dispatch_all([dispatch_of(delivery, event) for delivery in queued]):
+            if fault is not None and not isinstance(fault, QueueFull):
+                raise fault
+        await self.queue.statuses([(delivery, delivery.history[-1]) for delivery in queued])
+        others = (delivery for delivery in deliveries if delivery.state is not State.QUEUED)
+        await asyncio.gather(*(self._start(delivery, event) for delivery in others))
 
     async def _start(self, delivery: Delivery, event: EventData | None) -> None:
         """Dispatch or park it, and tell of it. Where a queue is full the sweeper will: other events must not wait."""

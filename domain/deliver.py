@@ -1,7 +1,7 @@
 """The use case of a channel's queue: claim → render → send → classify → record → settle."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -86,6 +86,23 @@ Result = Settled | NotClaimed | Late | HeldBack
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """An attempt that was made, and is to be recorded: `changes` have led to `delivery`."""
+
+    job: Dispatch
+    provider: str
+    outcome: Outcome
+    seconds: float
+    delivery: Delivery
+    changes: Sequence[Change]
+
+    @property
+    def result(self) -> Settled:
+        """What it is when it is on record."""
+        return Settled(self.delivery, self.outcome, self.provider, self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
 class Deliver:
     """Delivers over one channel.
 
@@ -116,21 +133,33 @@ class Deliver:
     suppressions: Suppressions = NOTHING_SUPPRESSED
     reading: dict[str, "asyncio.Future[EventData]"] = field(default_factory=dict)
 
-    async def __call__(self, job: Dispatch, *, redelivered: bool = False, waited: timedelta = timedelta(0)) -> Result:
+    async def __call__(
+        self,
+        job: Dispatch,
+        *,
+        redelivered: bool = False,
+        waited: timedelta = timedelta(0),
+        tried: frozenset[str] = NOBODY,
+    ) -> Result:
         """Make one attempt, if a provider is used and the attempt can be claimed.
 
         `waited`: how long it has been in hand, among others of its message: a token is waited for that much less.
+        `tried`: the names of the providers that have just been at fault.
 
         Where the provider turns out to be at fault, the next attempt is another's, at once. Should this process end in
         between, the delivery is `retrying`: it goes on when its message comes again, or is due.
         """
-        tried = NOBODY
-        while True:
-            member, result = await self._once(job, tried, redelivered, waited)
-            if member is None or not isinstance(result, Settled) or not isinstance(result.outcome, FailedOver):
-                return result
-            self.on_failover(result)
-            job, tried, redelivered = job.again(result.delivery), tried | {member.name}, False
+        member, result = await self._once(job, tried, redelivered, waited)
+        if member is None or not isinstance(result, Settled) or not isinstance(result.outcome, FailedOver):
+            return result
+        return await self.by_another(job, result, tried | {member.name}, waited)
+
+    async def by_another(
+        self, job: Dispatch, result: Settled, tried: frozenset[str], waited: timedelta = timedelta(0)
+    ) -> Result:
+        """The next attempt of one whose provider was at fault, by another."""
+        self.on_failover(result)
+        return await self(job.again(result.delivery), waited=waited, tried=tried)
 
     async def _once(
         self, job: Dispatch, tried: frozenset[str], redelivered: bool, waited: timedelta
@@ -180,24 +209,28 @@ class Deliver:
         )
         held = before.changed(change, _in_time(before, until))
         if not await self.deliveries.record(held, before.attempt, [change]):
-            return await self._not_claimed(job, redelivered)
+            return await self.not_claimed(job, redelivered)
         await self.queue.status(held, change)
         return HeldBack(held, member.name)
 
     async def _make(self, job: Dispatch, member: Member | None, tried: frozenset[str], redelivered: bool) -> Result:
         """Claim → render → send → classify → record → settle."""
-        claim = self._claim(job, member.name if member else None)
+        claim = self.claim_of(job, member.name if member else None)
         if not (await self._still_due(job) and await self.deliveries.claim(claim)):
-            return await self._not_claimed(job, redelivered)
+            return await self.not_claimed(job, redelivered)
         started, provider = self.now(), claim.provider or ""
-        outcome = await self._attempt(job, member, tried, started, claim.claimed_at + self.lease * SEND_SHARE)
-        ended = self.now()
-        delivery, changes = self._after(job, provider, outcome, started, ended)
-        if not await self.deliveries.record(delivery, job.attempt - 1, changes):
-            await self._note_late(delivery, changes[-1])
-            return Late(delivery, outcome, provider)
-        await self._settle(job, delivery, changes, outcome)
-        return Settled(delivery, outcome, provider, (ended - started).total_seconds())
+        outcome = await self._attempt(job, member, tried, started, self.deadline(claim))
+        made = self.made(job, provider, outcome, started, self.now())
+        recorded = await self.deliveries.record(made.delivery, job.attempt - 1, made.changes)
+        return await self.settled(made, recorded=recorded)
+
+    async def settled(self, made: Made, *, recorded: bool) -> Settled | Late:
+        """See to what follows from an attempt that is on record, or tell that somebody else has decided meanwhile."""
+        if not recorded:
+            await self._note_late(made.delivery, made.changes[-1])
+            return Late(made.delivery, made.outcome, made.provider)
+        await self._settle(made.job, made.delivery, made.changes, made.outcome)
+        return made.result
 
     async def _still_due(self, job: Dispatch) -> bool:
         """Whether a stale order is still to be carried out; the claims that would tell may have been deleted.
@@ -213,29 +246,49 @@ class Deliver:
             and (stored.epoch, stored.attempt) == (job.delivery.epoch, job.attempt - 1)
         )
 
-    def _claim(self, job: Dispatch, provider: str | None = None) -> Claim:
+    def claim_of(self, job: Dispatch, provider: str | None = None) -> Claim:
+        """What wins the attempt, from now on for as long as a lease."""
         now = self.now()
         return Claim(job.delivery.claim_id(job.attempt), unique_token(), now, now + self.lease, provider=provider)
+
+    def deadline(self, claim: Claim) -> datetime:
+        """Until when the attempt that it has won may send; the rest of the lease is for recording it."""
+        return claim.claimed_at + self.lease * SEND_SHARE
 
     async def _attempt(
         self, job: Dispatch, member: Member | None, tried: frozenset[str], now: datetime, deadline: datetime
     ) -> Outcome:
         delivery = job.delivery
-        if delivery.expires_at is not None and delivery.expires_at <= now:
-            return Expired(told_over(delivery.expires_at))
         try:
             suppression = await screen(self.suppressions, delivery)
         except Exception as error:  # noqa: BLE001 - told, and tried again: an attempt that is claimed has an outcome
-            failure = TransientFailure(Reason.INTERNAL_ERROR, place_of(error))
-            return self.policy.next_attempt(job.attempt - delivery.forgiven, failure, self.now(), self.rng)
-        if suppression is not None and suppression.stops(delivery):
-            return Suppressed(suppression.told)
+            return self.tried_again(job, TransientFailure(Reason.INTERNAL_ERROR, place_of(error)))
+        if (ruled_out := self.ruled_out(delivery, suppression, now)) is not None:
+            return ruled_out
         if member is None:
             return Failed(Reason.NOT_CONFIGURED, self.pool.untaken(delivery.channel, delivery.recipient))
         try:
             message, answer = await self._send(job, member, deadline)
         except DeliveryFailure as failure:
-            return self._failed(job, member, tried, await self._heeded(failure, delivery, member))
+            return await self.failed(job, member, tried, failure)
+        return await self.sent(delivery, suppression, message, answer)
+
+    def ruled_out(self, delivery: Delivery, suppression: Suppression | None, now: datetime) -> Outcome | None:
+        """Why it is not sent although it is claimed; None: it is."""
+        if delivery.expires_at is not None and delivery.expires_at <= now:
+            return Expired(told_over(delivery.expires_at))
+        if suppression is not None and suppression.stops(delivery):
+            return Suppressed(suppression.told)
+        return None
+
+    def tried_again(self, job: Dispatch, failure: DeliveryFailure) -> Outcome:
+        """What the policy makes of a failure."""
+        return self.policy.next_attempt(job.attempt - job.delivery.forgiven, failure, self.now(), self.rng)
+
+    async def sent(
+        self, delivery: Delivery, suppression: Suppression | None, message: Message, answer: Accepted
+    ) -> Outcome:
+        """The provider has accepted it; `suppression`: of its address, which does not stop this delivery."""
         proven = await self._withdrawn(delivery) if _may_have_suppressed(delivery, suppression) else ""
         return Sent(answer + _remarks(message) + proven, plain_reference(answer.reference), message.copies_suppressed)
 
@@ -278,14 +331,15 @@ class Deliver:
             return TransientFailure(Reason.INTERNAL_ERROR, place_of(error))
         return failure
 
-    def _failed(self, job: Dispatch, member: Member, tried: frozenset[str], failure: DeliveryFailure) -> Outcome:
+    async def failed(self, job: Dispatch, member: Member, tried: frozenset[str], failure: DeliveryFailure) -> Outcome:
         """What follows from a failure: the policy's answer, unless the provider alone is to blame."""
+        failure = await self._heeded(failure, job.delivery, member)
         forgiven, detail = job.delivery.forgiven, f"{failure.detail}; the attempt does not count"
         if self.pool.fails_over(failure, job.delivery.recipient, tried | {member.name}, forgiven):
             return FailedOver(failure.reason, detail)
         if member.circuit.forgives(failure, forgiven):
             return Hold(failure.reason, detail, self._spread(member.circuit.until), forgiven=True)
-        return self.policy.next_attempt(job.attempt - forgiven, failure, self.now(), self.rng)
+        return self.tried_again(job, failure)
 
     def _spread(self, asked_at: datetime | None) -> datetime:
         """When a provider has been asked; spread a little, so that it is not always the same delivery that tries."""
@@ -295,34 +349,43 @@ class Deliver:
         """Render and send within the lease, and tell the circuit how that went."""
         message: Message | None = None
         try:
-            async with asyncio.timeout(self._left(deadline)):
-                message = await self._render(job)
-                self._left(deadline)
-                answer = await self._handed_over(message, member)
+            async with asyncio.timeout(self.left(deadline)):
+                message = await self.render(job)
+                self.left(deadline)
+                answer = await self.handed_over(message, member)
         except TimeoutError as error:
-            if message is None:
-                raise TransientFailure(Reason.TIMEOUT, "the event could not be read within the lease") from None
-            raise _cut_off(error, member) from None
-        member.circuit.ended(None)
+            raise what_was_cut_off(error, message, member) from None
         return message, answer
 
-    async def _handed_over(self, message: Message, member: Member) -> Accepted:
+    async def handed_over(self, message: Message, member: Member) -> Accepted:
+        """Send, and tell the circuit how that went.
+
+        Raises:
+            DeliveryFailure: it went wrong, however that was.
+        """
         try:
-            return Accepted.of(await member.provider.send(message))
+            answer = Accepted.of(await member.provider.send(message))
         except DeliveryFailure as failure:
             member.circuit.ended(failure)
             raise
         except Exception as error:
             raise UnknownOutcome(Reason.INTERNAL_ERROR, place_of(error)) from error
+        member.circuit.ended(None)
+        return answer
 
-    def _left(self, deadline: datetime) -> float:
+    def left(self, deadline: datetime) -> float:
         """Seconds of the lease that are left; claiming, or reading the event, may have waited for the database."""
         left = (deadline - self.now()).total_seconds()
         if left <= 0:
             raise TransientFailure(Reason.TIMEOUT, "the lease was over before anything was sent")
         return left
 
-    async def _render(self, job: Dispatch) -> Message:
+    async def render(self, job: Dispatch) -> Message:
+        """The message, in the words of the version that the delivery pins.
+
+        Raises:
+            DeliveryFailure: it cannot be made, for good or for now.
+        """
         try:
             return await self._message(job)
         except (DeliveryFailure, TimeoutError):
@@ -382,9 +445,7 @@ class Deliver:
             raise PermanentFailure(Reason.INTERNAL_ERROR, "the notification's version is no longer stored")
         return notification.definition.contents[delivery.channel]
 
-    def _after(
-        self, job: Dispatch, provider: str, outcome: Outcome, started: datetime, ended: datetime
-    ) -> tuple[Delivery, list[Change]]:
+    def made(self, job: Dispatch, provider: str, outcome: Outcome, started: datetime, ended: datetime) -> Made:
         """The delivery and the changes that the attempt brought: that it was sending, and what came of it."""
         delivery, before = job.delivery, []
         if not isinstance(outcome, Expired | Suppressed):
@@ -397,7 +458,7 @@ class Deliver:
             after = replace(after, tell_at=ended + self.overdue)
         if isinstance(outcome, Sent) and outcome.reference != delivery.ref:  # that one names the delivery itself
             after = replace(after, reference=outcome.reference)
-        return after, [*before, change]
+        return Made(job, provider, outcome, (ended - started).total_seconds(), after, [*before, change])
 
     def _outcome_change(
         self, job: Dispatch, provider: str, outcome: Outcome, at: datetime
@@ -440,7 +501,7 @@ class Deliver:
     ) -> Change:
         return Change(state, at, reason, job.delivery.epoch, job.attempt, provider or None, detail, duplicate)
 
-    async def _settle(self, job: Dispatch, delivery: Delivery, changes: list[Change], outcome: Outcome) -> None:
+    async def _settle(self, job: Dispatch, delivery: Delivery, changes: Sequence[Change], outcome: Outcome) -> None:
         # what follows another provider's failure follows here, and not from a queue
         followed = isinstance(outcome, FailedOver) or await self._follow_up(job, delivery)
         for change in changes:  # nothing follows the last one, unless another provider does
@@ -468,7 +529,7 @@ class Deliver:
             return False
         return True
 
-    async def _not_claimed(self, job: Dispatch, redelivered: bool) -> NotClaimed:
+    async def not_claimed(self, job: Dispatch, redelivered: bool) -> NotClaimed:
         """Another consumer has this attempt, or had it and died: see that what follows does follow."""
         stored = await self.deliveries.get(job.delivery.id)
         if stored is None or stored.epoch != job.delivery.epoch:
@@ -498,12 +559,14 @@ def _in_time(delivery: Delivery, until: datetime) -> datetime:
     return min(until, delivery.expires_at or until)
 
 
-def _cut_off(error: TimeoutError, member: Member) -> DeliveryFailure:
-    """What the end of the lease in the middle of a send means."""
-    if not was_unsent(error):
+def what_was_cut_off(cut_off: BaseException, message: Message | None, member: Member) -> DeliveryFailure:
+    """What the end of the lease in the middle of a send means; there is no message where it was not rendered yet."""
+    if message is None:
+        return TransientFailure(Reason.TIMEOUT, "the event could not be read within the lease")
+    if not was_unsent(cut_off):
         # neither a fault that counts nor an answer: one endpoint that hangs says nothing of the provider
         return UnknownOutcome(Reason.TIMEOUT, "no answer within the lease")
-    at_fault = unsent_by_provider(error)
+    at_fault = unsent_by_provider(cut_off)
     failure = TransientFailure(Reason.TIMEOUT, "nothing could be sent within the lease", provider_fault=at_fault)
     if at_fault:
         member.circuit.ended(failure)

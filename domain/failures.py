@@ -77,14 +77,18 @@ UNBLAMED = Unsent(provider_fault=False)
 _BLAMED = "notipy_unsent_by_fault_of_provider"
 
 
-def was_unsent(cut_off: TimeoutError) -> bool:
-    """Whether what `asyncio.timeout` has cut off is certain to have sent nothing."""
-    return hasattr(cut_off.__cause__, _BLAMED)
+def was_unsent(cut_off: BaseException) -> bool:
+    """Whether what was cut off, by `asyncio.timeout` or by a cancellation, is certain to have sent nothing."""
+    return hasattr(_cancellation(cut_off), _BLAMED)
 
 
-def unsent_by_provider(cut_off: TimeoutError) -> bool:
+def unsent_by_provider(cut_off: BaseException) -> bool:
     """Whether it has sent nothing, and the provider is at fault."""
-    return getattr(cut_off.__cause__, _BLAMED, False)
+    return getattr(_cancellation(cut_off), _BLAMED, False)
+
+
+def _cancellation(cut_off: BaseException) -> BaseException | None:
+    return cut_off.__cause__ if isinstance(cut_off, TimeoutError) else cut_off
 
 
 def place_of(error: BaseException) -> str:

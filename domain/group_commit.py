@@ -54,13 +54,35 @@ class GroupCommit(Generic[Item, Result]):
 
         `hurry`: nobody lingers for others.
         """
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        (future,) = self._join([item], hurry)
+        return await future
+
+    async def submit_all(self, items: Sequence[Item], *, hurry: bool = False) -> Sequence[Result | Exception]:
+        """As `submit` for each, by one caller; what an item has met alone stands in the place of its result."""
+        results: list[Result | Exception] = []
+        futures = self._join(items, hurry)
+        try:
+            for future in futures:  # most are there when the first is
+                try:
+                    results.append(await future)
+                except Exception as error:  # noqa: BLE001 - the caller's to decide
+                    results.append(error)
+        finally:
+            for future in futures[len(results) :]:  # of a caller that was cancelled: it wants none of them any more
+                future.cancel()
+        return results
+
+    def _join(self, items: Sequence[Item], hurry: bool) -> Sequence["asyncio.Future[Result]"]:
+        if not items:
+            return []
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Result]] = [loop.create_future() for _ in items]
+        self._waiting.extend(zip(items, futures, strict=True))
         if hurry or len(self._waiting) >= self._enough:
             self._now.set()
         if self._writer is None:
             self._writer = asyncio.create_task(self._run())
-        return await future
+        return futures
 
     async def drain(self) -> None:
         """Wait until nothing is under way."""

@@ -112,6 +112,14 @@ class Pool:
         first = min(takers, key=_asked_at)
         return Paused(first, self._until(first.circuit))
 
+    def plain(self, recipient: Mapping[str, Any]) -> Member | None:
+        """The one that `choose` would choose, if it may be used as it is: without trial or limit. None: choose."""
+        usable = [member for member in self.members if member.circuit.admits and member.takes(recipient)]
+        drawn_from = usable if usable and usable[0].weight is not None else usable[:1]
+        if any(member.limiter is not None or member.circuit.mode is not Mode.CLOSED for member in drawn_from):
+            return None
+        return self._drawn(usable) if usable else None
+
     def fails_over(
         self,
         failure: DeliveryFailure,

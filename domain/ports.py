@@ -135,6 +135,20 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """What became of a delivery, to be written.
+
+    Attributes:
+        expected_attempt: at which it must stand.
+        changes: that it went through.
+    """
+
+    delivery: Delivery
+    expected_attempt: int
+    changes: Sequence[Change]
+
+
+@dataclass(frozen=True, slots=True)
 class DeadFilter:
     """Which deliveries that came to a bad end an operator means; None: any. `unknown` ones are asked for by name."""
 
@@ -170,6 +184,10 @@ class Deliveries(Protocol):
         """Win the attempt, or learn that somebody else has: one caller wins, whoever redelivers what."""
         ...
 
+    async def claim_all(self, claims: Sequence[Claim]) -> Sequence[bool | Exception]:
+        """As `claim` for each; what one of them has met alone stands in the place of its result."""
+        ...
+
     async def claims(self, ids: Sequence[str]) -> Mapping[str, Claim]:
         """The claims of these ids that exist."""
         ...
@@ -180,6 +198,10 @@ class Deliveries(Protocol):
         Only if the stored delivery is not final and stands at `expected_attempt` of the same epoch;
         False where it does not: somebody else has decided meanwhile.
         """
+        ...
+
+    async def record_all(self, records: Sequence[Record]) -> Sequence[bool | Exception]:
+        """As `record` for each; what one of them has met alone stands in the place of its result."""
         ...
 
     async def note(self, delivery_id: str, change: Change, *, once: bool = False, reference: str | None = None) -> bool:
@@ -263,6 +285,10 @@ class DispatchQueue(Protocol):
         """
         ...
 
+    async def dispatch_all(self, jobs: Sequence[Dispatch]) -> Sequence[Exception | None]:
+        """As `dispatch` for each; what one of them has met alone stands in its place."""
+        ...
+
     async def retry(self, job: Dispatch, tier: timedelta) -> None:
         """To a retry queue; the broker hands it to its channel after `tier`.
 
@@ -295,6 +321,10 @@ class DispatchQueue(Protocol):
 
         `patient`: it may wait a moment for others to be told with it.
         """
+        ...
+
+    async def statuses(self, changed: Sequence[tuple[Delivery, Change]]) -> None:
+        """As `status` for each, patiently."""
         ...
 
     async def waiting(self, channel: Channel, lane: Lane) -> Waiting:

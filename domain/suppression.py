@@ -209,7 +209,7 @@ def keys_of(delivery: Delivery) -> Sequence[str]:
 async def screen(suppressions: Suppressions, delivery: Delivery) -> Suppression | None:
     """Why its address is suppressed; None: it is not. Whether that stops the delivery, `Suppression.stops` says."""
     keys = keys_of(delivery)
-    return _hit(keys, await suppressions.among(keys))
+    return hit(keys, await suppressions.among(keys))
 
 
 async def screen_copies(suppressions: Suppressions, addresses: Sequence[str]) -> frozenset[str]:
@@ -226,17 +226,20 @@ async def screen_planned(suppressions: Suppressions, batch: Sequence[Delivery]) 
     return [_planned(delivery, found) for delivery in batch] if found else batch
 
 
-def _hit(keys: Sequence[str], found: Mapping[str, Suppression]) -> Suppression | None:
-    """Suppressed is what cannot be reached anywhere; planning makes a delivery for each device."""
+def hit(keys: Sequence[str], found: Mapping[str, Suppression]) -> Suppression | None:
+    """What suppresses a delivery with these keys, of what was found.
+
+    Suppressed is what cannot be reached anywhere; planning makes a delivery for each device.
+    """
     return found[keys[0]] if found and keys and all(key in found for key in keys) else None
 
 
 def _planned(delivery: Delivery, found: Mapping[str, Suppression]) -> Delivery:
-    hit = None if delivery.state.final else _hit(keys_of(delivery), found)
-    if hit is None:
+    suppression = None if delivery.state.final else hit(keys_of(delivery), found)
+    if suppression is None:
         return delivery
     change = Change(
-        State.SUPPRESSED, delivery.updated_at, Reason.SUPPRESSED_ADDRESS, delivery.epoch, 0, detail=hit.told
+        State.SUPPRESSED, delivery.updated_at, Reason.SUPPRESSED_ADDRESS, delivery.epoch, 0, detail=suppression.told
     )
     return replace(delivery, history=()).changed(change, None)
 

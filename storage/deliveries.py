@@ -12,7 +12,7 @@ from pymongo import ASCENDING, DESCENDING
 from domain.delivery import Change, Delivery
 from domain.event import mail_address, phone_number
 from domain.group_commit import GroupCommit
-from domain.ports import Claim, DeadFilter, Unreadable
+from domain.ports import Claim, DeadFilter, Record, Unreadable
 from domain.vocabulary import IN_FLIGHT, REPLAYABLE, Channel, Reason, State
 from storage.database import Database, Document
 from storage.documents import (
@@ -149,6 +149,10 @@ class MongoDeliveries:
         """An insert with a unique `_id`: grouped, yet each caller learns whether it won."""
         return await self._claims.submit(claim)
 
+    async def claim_all(self, claims: Sequence[Claim]) -> Sequence[bool | Exception]:
+        """As `claim`, by one caller."""
+        return await self._claims.submit_all(claims)
+
     async def claims(self, ids: Sequence[str]) -> Mapping[str, Claim]:
         """By primary keys, in one query."""
         query = self._attempts.find({"_id": {"$in": list(ids)}})
@@ -157,8 +161,11 @@ class MongoDeliveries:
 
     async def record(self, delivery: Delivery, expected_attempt: int, changes: Sequence[Change]) -> bool:
         """A conditional update, grouped with others'."""
-        found = (("epoch", (delivery.epoch,)), ("attempt", (expected_attempt,)), ("state", _IN_FLIGHT))
-        return await self._records.submit(_Record(delivery.id, changes[-1], _amendment(delivery, found, changes)))
+        return await self._records.submit(_record(Record(delivery, expected_attempt, changes)))
+
+    async def record_all(self, records: Sequence[Record]) -> Sequence[bool | Exception]:
+        """As `record`, by one caller."""
+        return await self._records.submit_all([_record(record) for record in records])
 
     async def note(self, delivery_id: str, change: Change, *, once: bool = False, reference: str | None = None) -> bool:
         """A late `sent` makes what was sent meanwhile a possible duplicate."""
@@ -474,6 +481,12 @@ def _same(stored: Change, wanted: Change) -> bool:
 
 def _standing_as(before: Delivery) -> Found:
     return ("state", (str(before.state),)), ("epoch", (before.epoch,))
+
+
+def _record(record: Record) -> _Record:
+    delivery, changes = record.delivery, record.changes
+    found = (("epoch", (delivery.epoch,)), ("attempt", (record.expected_attempt,)), ("state", _IN_FLIGHT))
+    return _Record(delivery.id, changes[-1], _amendment(delivery, found, changes))
 
 
 def _amendment(delivery: Delivery, found: Found, changes: Sequence[Change]) -> Amendment:

@@ -11,7 +11,7 @@ from domain.event import Incoming
 from domain.inbox import InboxItem, Mark, Marking
 from domain.message import Accepted, Message
 from domain.notification import Definition, Notification, matching
-from domain.ports import Claim, DeadFilter, Failing, QueueFull, StoredEvent, Unreadable, Waiting
+from domain.ports import Claim, DeadFilter, Failing, QueueFull, Record, StoredEvent, Unreadable, Waiting
 from domain.suppression import Suppression
 from domain.text import Fault
 from domain.vocabulary import Channel, EventState, Lane, Reason, State
@@ -119,6 +119,9 @@ class MemoryDeliveries:
     async def claim(self, claim: Claim) -> bool:
         return self.attempts.setdefault(claim.id, claim).token == claim.token
 
+    async def claim_all(self, claims: Sequence[Claim]) -> Sequence[bool | Exception]:
+        return [await self.claim(claim) for claim in claims]
+
     async def claims(self, ids: Sequence[str]) -> Mapping[str, Claim]:
         return {name: self.attempts[name] for name in ids if name in self.attempts}
 
@@ -130,6 +133,9 @@ class MemoryDeliveries:
             return False
         self.stored[delivery.id] = replace(delivery, history=(*stored.history, *changes))
         return True
+
+    async def record_all(self, records: Sequence[Record]) -> Sequence[bool | Exception]:
+        return [await self.record(each.delivery, each.expected_attempt, each.changes) for each in records]
 
     async def note(self, delivery_id: str, change: Change, *, once: bool = False, reference: str | None = None) -> bool:
         stored = self.stored[delivery_id]
@@ -281,6 +287,16 @@ class RecordingQueue:
         if alone:
             self.alone.append(job)
 
+    async def dispatch_all(self, jobs: Sequence[Dispatch]) -> Sequence[Exception | None]:
+        return [await self._dispatched(job) for job in jobs]
+
+    async def _dispatched(self, job: Dispatch) -> Exception | None:
+        try:
+            await self.dispatch(job)
+        except QueueFull as full:
+            return full
+        return None
+
     async def retry(self, job: Dispatch, tier: timedelta) -> None:
         if self.full:
             raise QueueFull
@@ -303,6 +319,9 @@ class RecordingQueue:
 
     async def status(self, delivery: Delivery, change: Change, *, patient: bool = False) -> None:
         self.told.append(change)
+
+    async def statuses(self, changed: Sequence[tuple[Delivery, Change]]) -> None:
+        self.told += [change for _, change in changed]
 
     async def waiting(self, channel: Channel, lane: Lane) -> Waiting:
         return Waiting(self.depth, self.consumers)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from domain.delivery import Change, Delivery
-from domain.ports import Claim, DeadFilter, Deliveries, Events, StoredEvent
+from domain.ports import Claim, DeadFilter, Deliveries, Events, Record, StoredEvent
 from domain.vocabulary import Channel, EventState, Lane, Reason, State
 from storage.database import connect
 from storage.deliveries import MongoDeliveries
@@ -206,6 +206,14 @@ async def test_a_claim_is_won_once_and_by_its_owner_again(stores: Stores) -> Non
     assert {name: item.token for name, item in found.items()} == {"d-1/1/1": f"t-{won.index(True)}"}
 
 
+async def test_many_claims_are_won_as_each_alone(stores: Stores) -> None:
+    assert await stores.deliveries.claim(claim("d-2/1/1", "another"))
+    wanted = [claim(f"d-{number}/1/1", f"t-{number}") for number in (1, 2, 3)]
+    assert list(await stores.deliveries.claim_all(wanted)) == [True, False, True]
+    assert list(await stores.deliveries.claim_all(wanted)) == [True, False, True], "by their owner again"
+    assert list(await stores.deliveries.claim_all([])) == []
+
+
 def sent(before: Delivery) -> tuple[Delivery, Change]:
     change = Change(State.SENT, START + SECOND, Reason.ACCEPTED, 1, 1, "sink", "250 ok")
     return before.changed(change, None), change
@@ -237,6 +245,22 @@ async def test_an_outcome_is_recorded_once(stores: Stores) -> None:
     assert list(outcomes) == [False, True]
     assert await stores.deliveries.get("d-1") == after
     assert await stores.deliveries.get("d-2") == other
+
+
+async def test_many_outcomes_are_recorded_as_each_alone(stores: Stores) -> None:
+    await stores.deliveries.add([delivery(1), delivery(2), delivery(3)])
+    pairs = [sent(delivery(number)) for number in (1, 2, 3)]
+    assert await stores.deliveries.record(pairs[1][0], 0, [pairs[1][1]])
+    retry = Change(State.RETRYING, START + SECOND * 2, Reason.TIMEOUT, 1, 1, "sink", "slow")
+    records = [
+        Record(pairs[0][0], 0, [pairs[0][1]]),
+        Record(delivery(2).changed(retry, START), 0, [retry]),
+        Record(delivery(3).changed(retry, START + SECOND * 9), 0, [retry]),
+    ]
+    assert list(await stores.deliveries.record_all(records)) == [True, False, True]
+    assert await stores.deliveries.get("d-1") == pairs[0][0]
+    assert await stores.deliveries.get("d-2") == pairs[1][0]
+    assert await stores.deliveries.get("d-3") == records[2].delivery
 
 
 async def test_an_outcome_of_another_epoch_or_attempt_is_refused(stores: Stores) -> None:

@@ -29,7 +29,7 @@ from domain.conserve import EPOCH
 from domain.delivery import Change, Delivery
 from domain.inbox import InboxItem, Mark, Marking
 from domain.notification import Definition
-from domain.ports import Claim, DeadFilter, StoredEvent, Waiting
+from domain.ports import Claim, DeadFilter, Record, StoredEvent, Waiting
 from domain.suppression import Suppression
 from domain.vocabulary import IN_FLIGHT, Channel, EventState, Lane, Reason, State, SuppressionReason
 from storage import deliveries, event_pages
@@ -497,6 +497,14 @@ async def record_twice(stores: Stores) -> None:
     assert not await stores.deliveries.record(replace(after, provider="other"), attempt, others)
 
 
+async def record_many_twice(stores: Stores) -> None:
+    """By one statement, then by one each."""
+    records = [Record(*of_record(queued(number))) for number in range(3)]
+    assert list(await stores.deliveries.record_all(records)) == [True] * 3
+    other = [replace(each, changes=[replace(change, provider="other") for change in each.changes]) for each in records]
+    assert list(await stores.deliveries.record_all(other)) == [False] * 3
+
+
 def of_record(one: Delivery) -> tuple[Delivery, int, Sequence[Change]]:
     after, changes = sent_now(one)
     return after, one.attempt, changes
@@ -527,8 +535,10 @@ def of_deliveries() -> Iterator[Case]:
     yield Case(name + "by_reference", lambda s: s.deliveries.by_reference("SM1", {"mail", "other"}))
     yield Case(name + "claim", lambda s: s.deliveries.claim(claim))
     yield Case(name + "claim", lambda s: s.deliveries.claim(replace(claim, token="another's")), "lost")
+    yield Case(name + "claim_all", lambda s: s.deliveries.claim_all([claim, replace(claim, token="another's")]))
     yield Case(name + "claims", lambda s: s.deliveries.claims([f"{each}/1/1" for each in ids]))
     yield Case(name + "record", record_twice)
+    yield Case(name + "record_all", record_many_twice)
     yield Case(name + "note", lambda s: s.deliveries.note(ids[0], late))
     yield Case(name + "note", lambda s: s.deliveries.note(ids[0], late, once=True), "once")
     yield Case(name + "note", lambda s: s.deliveries.note(ids[0], late, reference="SM1"), "reference")

@@ -53,12 +53,12 @@ async def test_a_held_delivery_is_stopped_where_its_address_was_suppressed_since
 ) -> None:
     await stack.apply(ORDER_SHIPPED)
     async with running(settings) as application:
-        soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
-        event = await stack.publish(order(send_at=soon))
-        await stack.reach(event, State.HELD)
         now = datetime.now(UTC)
+        event = await stack.publish(order(send_at=(now + timedelta(hours=1)).isoformat()))
+        held = await stack.reach(event, State.HELD)
         entry = Suppression(Channel.EMAIL, "ana@example.org", SuppressionReason.COMPLAINT, "operator", now)
         await application.core.suppressions.add(entry)
+        await stack.core.deliveries.postpone(held, now)
         (delivery,) = await stack.final(event)
     assert (delivery.state, delivery.reason) == (State.SUPPRESSED, Reason.SUPPRESSED_ADDRESS)
     assert [change.state for change in delivery.history] == [State.HELD, State.QUEUED, State.SUPPRESSED]

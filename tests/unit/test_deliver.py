@@ -15,6 +15,12 @@ from tests.fakes import ScriptedProvider
 from tests.unit.world import LEASE, OVERDUE, SMALL, World
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["alone", "together"])
+def alone_or_together(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever holds for a delivery holds for it among others."""
+    monkeypatch.setattr(World, "together", request.param)
+
+
 async def first(world: World, body: bytes = SMALL) -> Dispatch:
     (job,) = await world.accepted(body)
     return job
@@ -176,7 +182,7 @@ async def test_a_message_of_an_attempt_that_others_have_followed_publishes_nothi
 async def test_a_consumer_that_died_leaves_its_claim_to_the_sweeper() -> None:
     world = World()
     job = await first(world)
-    await world.deliveries.claim(world.deliver._claim(job))
+    await world.deliveries.claim(world.deliver.claim_of(job))
     result = await world.deliver(job, redelivered=True)
     assert isinstance(result, NotClaimed)
     assert world.deliveries.stored[job.delivery.id].due_at == world.clock() + LEASE

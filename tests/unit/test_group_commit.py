@@ -101,3 +101,27 @@ async def test_when_there_are_enough_nobody_waits() -> None:
         assert await asyncio.gather(*map(commit.submit, (0, 2, 4))) == [0, 20, 40]
         assert await asyncio.gather(*map(commit.submit, (6, 8, 10))) == [60, 80, 100]
     assert writer.batches == [[0, 2, 4], [6, 8, 10]]
+
+
+async def test_many_of_one_caller_share_a_write_and_what_one_has_met_stands_in_its_place() -> None:
+    writer = Writer()
+    results = await GroupCommit(writer, max_batch=3).submit_all([0, 2, 3, 4])
+    assert [str(result) for result in results] == ["0", "20", "3 is odd", "40"]
+    assert writer.batches == [[0, 2, 3], [4]]
+    assert await GroupCommit(writer).submit_all([]) == []
+
+
+async def test_what_a_cancelled_caller_has_not_written_is_left_out() -> None:
+    writer = Writer()
+    commit = GroupCommit(writer, max_batch=2)
+    writer.hold.clear()
+    many = asyncio.create_task(commit.submit_all([0, 2, 4, 6]))
+    await eventually(lambda: writer.batches == [[0, 2]])
+    other = asyncio.create_task(commit.submit(8))
+    await asyncio.sleep(0)
+    many.cancel()
+    writer.hold.set()
+    assert await other == 80
+    assert [item for batch in writer.batches for item in batch] == [0, 2, 8]
+    with pytest.raises(asyncio.CancelledError):
+        await many

@@ -134,7 +134,7 @@ async def test_what_is_passed_on_is_told_as_what_has_been_handed_out_before(hand
     await world.deliver(jobs[0])
     world.queue.told.clear()
     world.queue.dispatched.clear()
-    passing = DeliveryHandler(Channel.EMAIL, world.deliver, world.operate, world.queue, Metrics(), 10, lambda: stopping)
+    passing = DeliveryHandler(Channel.EMAIL, world.alone, world.operate, world.queue, Metrics(), 10, lambda: stopping)
     await passing(cast("Any", message))
     assert len(world.queue.dispatched) == len(world.queue.alone) == 3
     for job in world.queue.alone:

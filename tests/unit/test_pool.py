@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -32,6 +32,16 @@ from tests.fakes import Clock, ScriptedProvider
 from tests.unit.world import LEASE, OVERDUE, SMALL, World
 
 ANYBODY: Mapping[str, Any] = {"email": "ana@example.org"}
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["alone", "together"])
+def alone_or_together(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever holds for a delivery holds for it among others."""
+    monkeypatch.setattr(World, "together", request.param)
+
+
+class ProcessEnds(BaseException):
+    """In the middle of something."""
 
 
 @dataclass
@@ -240,9 +250,8 @@ async def test_each_attempt_is_told_with_its_provider() -> None:
     world, _ = pooled("second")
     world.provider.script = [down()]
     told: list[Settled] = []
-    deliver, job = world.deliver, await first(world)
-    object.__setattr__(deliver, "on_failover", told.append)
-    await deliver(job)
+    world.on_failover = told.append
+    await world.deliver(await first(world))
     ((failed_over,)) = told
     assert failed_over.provider == "scripted"
     assert isinstance(failed_over.outcome, FailedOver)
@@ -431,12 +440,12 @@ async def test_a_process_that_ends_between_the_two_loses_nothing() -> None:
     job = await first(world)
 
     def ends(_: Settled) -> None:
-        raise KeyboardInterrupt
+        raise ProcessEnds
 
-    deliver = world.deliver
-    object.__setattr__(deliver, "on_failover", ends)
-    with pytest.raises(KeyboardInterrupt):
-        await deliver(job)
+    world.on_failover = ends
+    with pytest.raises(ProcessEnds):
+        await world.deliver(job)
+    world.on_failover = lambda _: None
     stored = world.deliveries.stored[job.delivery.id]
     assert (stored.state, stored.due_at) == (State.RETRYING, world.clock() + OVERDUE)
     assert isinstance(await world.deliver(job, redelivered=True), NotClaimed)
@@ -450,10 +459,10 @@ async def test_nor_does_one_whose_message_is_lost_too() -> None:
     world, _ = pooled("second")
     world.provider.script = [down()]
     job = await first(world)
-    deliver = world.deliver
-    object.__setattr__(deliver, "on_failover", lambda _: 1 / 0)
+    world.on_failover = lambda _: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        await deliver(job)
+        await world.deliver(job)
+    world.on_failover = lambda _: None
     world.clock.advance(OVERDUE)
     before = len(world.queue.dispatched)
     await world.sweep()
@@ -464,21 +473,29 @@ async def test_nor_does_one_whose_message_is_lost_too() -> None:
 
 
 @dataclass
-class Ending(ScriptedProvider):
+class Endless(ScriptedProvider):
     """The process ends in the middle of the send."""
 
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+
     async def send(self, message: Message) -> Accepted:
-        raise KeyboardInterrupt
+        self.asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
 
 
 @pytest.mark.parametrize("semantics", Semantics, ids=str)
 async def test_of_an_attempt_whose_process_ended_it_is_known_whose_it_was(semantics: Semantics) -> None:
     world = World(semantics)
-    world.others = [member(world.clock, "second", provider=Ending(name="second"))]
+    second = Endless(name="second")
+    world.others = [member(world.clock, "second", provider=second)]
     world.provider.script = [down()]
-    job = await first(world)
-    with pytest.raises(KeyboardInterrupt):
-        await world.deliver(job)
+    delivering = asyncio.ensure_future(world.deliver(await first(world)))
+    await second.asked.wait()
+    delivering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await delivering
+    (job,) = world.queue.dispatched
     world.clock.advance(OVERDUE + LEASE)
     await world.sweep()
     stored = world.deliveries.stored[job.delivery.id]

@@ -47,7 +47,7 @@ async def test_a_claim_within_its_lease_is_respected() -> None:
     world = World()
     (job,) = await world.accepted()
     world.clock.advance(OVERDUE)
-    await world.deliveries.claim(world.deliver._claim(job))
+    await world.deliveries.claim(world.deliver.claim_of(job))
     world.queue.dispatched.clear()
     assert (await world.sweep()).idle
     assert not world.queue.dispatched
@@ -56,7 +56,7 @@ async def test_a_claim_within_its_lease_is_respected() -> None:
 async def test_a_lease_that_ran_out_is_an_unknown_outcome() -> None:
     world = World()
     (job,) = await world.accepted()
-    await world.deliveries.claim(world.deliver._claim(job))
+    await world.deliveries.claim(world.deliver.claim_of(job))
     world.queue.dispatched.clear()
     world.clock.advance(OVERDUE + LEASE)
     assert (await world.sweep()).deliveries == {Reason.OUTCOME_UNKNOWN: 1}
@@ -71,7 +71,7 @@ async def test_a_lease_that_ran_out_is_an_unknown_outcome() -> None:
 async def test_at_most_once_stops_at_unknown() -> None:
     world = World(Semantics.AT_MOST_ONCE)
     (job,) = await world.accepted()
-    await world.deliveries.claim(world.deliver._claim(job))
+    await world.deliveries.claim(world.deliver.claim_of(job))
     world.queue.dispatched.clear()
     world.clock.advance(OVERDUE + LEASE)
     await world.sweep()
@@ -177,7 +177,7 @@ async def test_a_cancelled_delivery_is_not_sent_though_its_order_still_waits() -
 async def test_what_is_being_sent_cannot_be_cancelled() -> None:
     world = World()
     (job,) = await world.accepted()
-    await world.deliveries.claim(world.deliver._claim(job))
+    await world.deliveries.claim(world.deliver.claim_of(job))
     refused = await world.operate.cancel(job.delivery.id)
     assert refused == Refused("it is being sent at this moment")
 
@@ -196,7 +196,7 @@ async def without_outcomes(world: World) -> Delivery:
     """A delivery each of whose attempts was claimed by a process that ended."""
     (job,) = await world.accepted()
     for _ in range(world.policy.attempts):
-        await world.deliveries.claim(world.deliver._claim(job))
+        await world.deliveries.claim(world.deliver.claim_of(job))
         world.clock.advance(OVERDUE + LEASE)
         await world.sweep()
         job = job.again(world.deliveries.stored[job.delivery.id])
@@ -235,7 +235,7 @@ async def test_what_is_sent_or_waiting_is_not_dropped() -> None:
 async def test_a_claim_is_live_for_a_while_after_an_outage_of_the_database() -> None:
     world = World()
     (job,) = await world.accepted()
-    await world.deliveries.claim(world.deliver._claim(job))
+    await world.deliveries.claim(world.deliver.claim_of(job))
     world.clock.advance(OVERDUE + LEASE)
     back = world.clock()
     sweep = replace(world.sweep, outage_ended=lambda: back)
@@ -250,7 +250,7 @@ async def test_a_claim_is_live_for_a_while_after_an_outage_of_the_database() -> 
 async def test_nothing_was_sent_under_a_claim_for_another_purpose(purpose: Purpose, state: State) -> None:
     world = World()
     (job,) = await world.accepted(SMALL[:-1] + b', "expires_at": "2026-11-22T17:06:00Z"}')
-    await world.deliveries.claim(replace(world.deliver._claim(job), purpose=purpose))
+    await world.deliveries.claim(replace(world.deliver.claim_of(job), purpose=purpose))
     world.clock.advance(OVERDUE + LEASE)
     await world.sweep()
     stored = world.deliveries.stored[job.delivery.id]
@@ -447,7 +447,7 @@ async def test_what_is_being_sent_is_not_given_up(hopeless: Callable[[World], Aw
     async def too_early(ids: Sequence[str]) -> Mapping[str, Claim]:
         """A consumer claims it between the sweeper's two questions."""
         found = await claims(ids)
-        assert await world.deliveries.claim(world.deliver._claim(job))
+        assert await world.deliveries.claim(world.deliver.claim_of(job))
         return found
 
     world.deliveries.claims = too_early  # type: ignore[method-assign]
@@ -459,7 +459,7 @@ async def test_what_is_being_sent_is_not_given_up(hopeless: Callable[[World], Aw
 async def test_what_a_sweeper_had_claimed_to_give_up_ends_though_it_ended_first() -> None:
     world = World()
     (job,) = await world.accepted()
-    await world.deliveries.claim(replace(world.deliver._claim(job), purpose=Purpose.EXPIRE))
+    await world.deliveries.claim(replace(world.deliver.claim_of(job), purpose=Purpose.EXPIRE))
     world.clock.advance(OVERDUE + LEASE)
     await world.sweep()
     stored = world.deliveries.stored[job.delivery.id]
@@ -520,7 +520,7 @@ async def test_a_claim_that_cannot_be_read_stops_its_own_delivery_alone(monkeypa
     world = World()
     (lame,) = await world.accepted(message_id="m-1")
     (sound,) = await world.accepted(message_id="m-2")
-    await world.deliveries.claim(world.deliver._claim(lame))
+    await world.deliveries.claim(world.deliver.claim_of(lame))
     world.queue.dispatched.clear()
     claims = world.deliveries.claims
 

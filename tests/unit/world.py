@@ -1,13 +1,15 @@
 """The use cases over in-memory stores."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 from domain.accept import Accept
 from domain.circuit import Circuit
-from domain.deliver import Deliver
+from domain.deliver import Deliver, Result, Settled
+from domain.deliver_together import DeliverTogether
 from domain.dispatch import Dispatch
 from domain.event import Incoming
 from domain.notification import Definition, Notification
@@ -41,10 +43,33 @@ def notification(**more: Any) -> Notification:
     return Notification(version=1, definition=Definition.model_validate(values | more))
 
 
+@dataclass(frozen=True)
+class Together:
+    """`Deliver`, by the way of those that came together."""
+
+    alone: Deliver
+
+    async def __call__(self, job: Dispatch, *, redelivered: bool = False, waited: timedelta = timedelta(0)) -> Result:
+        results: list[Result | Exception] = []
+        together = DeliverTogether(self.alone)
+        await together([job], lambda _, result: results.append(result), redelivered=redelivered, waited=waited)
+        (result,) = results
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.alone, name)
+
+
 @dataclass
 class World:
-    """Everything between a message and its last state, with a clock that stands still."""
+    """Everything between a message and its last state, with a clock that stands still.
 
+    `together`: deliveries go the way of those that came together.
+    """
+
+    together: ClassVar[bool] = False
     semantics: Semantics = Semantics.AT_LEAST_ONCE
     clock: Clock = field(default_factory=Clock)
     events: MemoryEvents = field(default_factory=MemoryEvents)
@@ -57,6 +82,7 @@ class World:
     others: list[Member] = field(default_factory=list)
     suppressions: MemorySuppressions = field(init=False)
     limiter: Limiter | None = None
+    on_failover: Callable[[Settled], Any] = lambda _: None
 
     def __post_init__(self) -> None:
         self.events.deliveries = self.deliveries
@@ -87,7 +113,11 @@ class World:
         return Pool([Member(self.provider, self.circuit, limiter=self.limiter), *self.others], self.rng)
 
     @property
-    def deliver(self) -> Deliver:
+    def deliver(self) -> "Deliver | Together":
+        return Together(self.alone) if self.together else self.alone
+
+    @property
+    def alone(self) -> Deliver:
         return Deliver(
             self.pool,
             self.deliveries,
@@ -100,6 +130,7 @@ class World:
             LEASE,
             OVERDUE,
             self.rng,
+            on_failover=self.on_failover,
             suppressions=self.suppressions,
         )
 

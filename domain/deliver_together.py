@@ -1,0 +1,182 @@
+"""Deliveries that came together go the way of each alone (`domain.deliver`), its steps taken for many at a time.
+
+One write claims them, one question screens them, no more are handed over at a time than the provider has use for, and
+what has ended meanwhile is recorded by one write. What needs more than that goes alone: its provider is being tried,
+or used at a limited rate, or its order is old.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import zip_longest
+
+from domain.deliver import Deliver, Made, Result, Settled
+from domain.dispatch import Dispatch
+from domain.errands import Errand, Errands, Runners
+from domain.failures import TransientFailure, place_of
+from domain.outcome import FailedOver, Outcome, Sent
+from domain.pool import NOBODY, Member
+from domain.ports import Record
+from domain.suppression import hit, keys_of
+from domain.vocabulary import Reason
+
+Tell = Callable[[Dispatch, Result | Exception], None]
+"""Told of each, once: what became of it, or the fault of ours that it alone has met."""
+Way = Coroutine[None, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverTogether:
+    """Delivers several over one channel; what `Deliver` guarantees holds for each of them.
+
+    Attributes:
+        runners: who hands over to each provider, by its name.
+    """
+
+    deliver: Deliver
+    runners: dict[str, Runners] = field(default_factory=dict)
+
+    async def __call__(self, jobs: Sequence[Dispatch], tell: Tell, *, redelivered: bool, waited: timedelta) -> None:
+        """Make an attempt at each. Returns when all are settled; each is told of as soon as it is.
+
+        `waited`: how long they have been in hand.
+        """
+        plain: defaultdict[str, list[Dispatch]] = defaultdict(list)
+        ways: list[Way] = []
+        for job in jobs:
+            if (member := self._plain(job)) is not None:
+                plain[member.name].append(job)
+            else:
+                ways.append(_told(job, tell, self.deliver(job, redelivered=redelivered, waited=waited)))
+        members = (member for member in self.deliver.pool.members if member.name in plain)
+        ways += [self._several(member, plain[member.name], tell, redelivered) for member in members]
+        await _all(ways)
+
+    def _plain(self, job: Dispatch) -> Member | None:
+        """The provider that it goes to, where nothing is to be looked at or waited for before."""
+        return None if job.stale(self.deliver.now()) else self.deliver.pool.plain(job.delivery.recipient)
+
+    async def _several(self, member: Member, jobs: Sequence[Dispatch], tell: Tell, redelivered: bool) -> None:
+        """Claim → render → send → classify → record → settle."""
+        claims = [self.deliver.claim_of(job, member.name) for job in jobs]
+        won: list[Dispatch] = []
+        ways: list[Way] = []
+        for job, win in zip(jobs, await self.deliver.deliveries.claim_all(claims), strict=True):
+            if isinstance(win, Exception):
+                tell(job, win)
+            elif win:
+                won.append(job)
+            else:
+                ways.append(_told(job, tell, self.deliver.not_claimed(job, redelivered)))
+        if won:
+            ways.append(self._attempts(member, won, tell, self.deliver.deadline(claims[0])))
+        await _all(ways)
+
+    async def _attempts(self, member: Member, jobs: Sequence[Dispatch], tell: Tell, deadline: datetime) -> None:
+        """Send, and record what has ended while the rest is under way; what follows is not waited for meanwhile."""
+        started = self.deliver.now()
+        following: list[asyncio.Task[None]] = []
+        try:
+            with Errands(self.deliver, member, self._runners(member), deadline) as errands:
+                errands.begin(await self._screened(jobs, started))
+                while ended := await errands.ended():
+                    made = await self._made(member, ended, started)
+                    records = [Record(each.delivery, each.job.attempt - 1, each.changes) for each in made]
+                    wins = await self.deliver.deliveries.record_all(records)
+                    following.append(asyncio.create_task(self._follow(member, made, wins, tell)))
+            await asyncio.gather(*following)
+        finally:
+            for task in following:
+                task.cancel()
+
+    def _runners(self, member: Member) -> Runners:
+        if member.name not in self.runners:
+            self.runners[member.name] = Runners(getattr(member.provider, "at_once", None))
+        return self.runners[member.name]
+
+    async def _screened(self, jobs: Sequence[Dispatch], now: datetime) -> Sequence[Errand]:
+        """An errand for each; one that is ruled out has its outcome already."""
+        keys = [keys_of(job.delivery) for job in jobs]
+        try:
+            found = await self.deliver.suppressions.among([key for own in keys for key in own])
+        except Exception as error:  # noqa: BLE001 - told, and tried again: an attempt that is claimed has an outcome
+            failure = TransientFailure(Reason.INTERNAL_ERROR, place_of(error))
+            return [Errand(job, outcome=self.deliver.tried_again(job, failure)) for job in jobs]
+        errands = []
+        for job, own in zip(jobs, keys, strict=True):
+            suppression = hit(own, found)
+            errands.append(Errand(job, suppression, self.deliver.ruled_out(job.delivery, suppression, now)))
+        return errands
+
+    async def _made(self, member: Member, errands: Sequence[Errand], started: datetime) -> Sequence[Made]:
+        if any(errand.failure for errand in errands):  # of which each may suppress an address
+            outcomes = await asyncio.gather(*(self._outcome(member, errand) for errand in errands))
+        else:
+            outcomes = [await self._outcome(member, errand) for errand in errands]
+        return [
+            self.deliver.made(errand.job, member.name, outcome, started, errand.ended_at or self.deliver.now())
+            for errand, outcome in zip(errands, outcomes, strict=True)
+        ]
+
+    async def _outcome(self, member: Member, errand: Errand) -> Outcome:
+        if errand.outcome is not None:
+            return errand.outcome
+        if errand.failure is not None or errand.message is None or errand.answer is None:
+            failure = errand.failure or TransientFailure(Reason.INTERNAL_ERROR, "no attempt was made")
+            return await self.deliver.failed(errand.job, member, NOBODY, failure)
+        return await self.deliver.sent(errand.job.delivery, errand.suppression, errand.message, errand.answer)
+
+    async def _follow(self, member: Member, made: Sequence[Made], wins: Sequence[bool | Exception], tell: Tell) -> None:
+        """See to what follows from what is on record, and tell."""
+        sent: list[Made] = []
+        ways: list[Way] = []
+        for each, win in zip(made, wins, strict=True):
+            if isinstance(win, Exception):
+                tell(each.job, win)
+            elif win and isinstance(each.outcome, Sent):
+                sent.append(each)
+            else:
+                ways.append(_told(each.job, tell, self._settled(member, each, recorded=win)))
+        if sent:
+            ways.append(self._all_sent(sent, tell))
+        await _all(ways)
+
+    async def _all_sent(self, made: Sequence[Made], tell: Tell) -> None:
+        """Nothing follows but that it is told, each change after the one before."""
+        results: Sequence[Result | Exception] = [each.result for each in made]
+        try:
+            for changes in zip_longest(*(each.changes for each in made)):
+                changed = [(each.delivery, change) for each, change in zip(made, changes, strict=True) if change]
+                await self.deliver.queue.statuses(changed)
+        except Exception as error:  # noqa: BLE001 - told to each
+            results = [error] * len(made)
+        for each, result in zip(made, results, strict=True):
+            tell(each.job, result)
+
+    async def _settled(self, member: Member, made: Made, *, recorded: bool) -> Result:
+        """As an attempt that was made alone; another provider takes over at once where this one was at fault."""
+        result = await self.deliver.settled(made, recorded=recorded)
+        if isinstance(result, Settled) and isinstance(result.outcome, FailedOver):
+            return await self.deliver.by_another(made.job, result, frozenset({member.name}))
+        return result
+
+
+async def _told(job: Dispatch, tell: Tell, way: Coroutine[None, None, Result]) -> None:
+    result: Result | Exception
+    try:
+        result = await way
+    except Exception as error:  # noqa: BLE001 - told
+        result = error
+    tell(job, result)
+
+
+async def _all(ways: Sequence[Way]) -> None:
+    """Side by side; where it is one, without a task of its own."""
+    if len(ways) == 1:
+        await ways[0]
+    elif ways:
+        async with asyncio.TaskGroup() as together:
+            for way in ways:
+                together.create_task(way)
