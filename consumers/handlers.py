@@ -116,6 +116,12 @@ class Guarded:
         await self._queue.reject(incoming(message), reason, [Fault("", told)], self._role, _about(message))
 
 
+def _cancelled() -> bool:
+    """Whether this task is; else a cancellation comes from below, and would pass for an end in a group of tasks."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def _about(message: Message) -> dict[str, object]:
     """Which delivery a work order is about: by these headers a replay or a drop finds the parked message.
 
@@ -248,14 +254,18 @@ class DeliveryHandler:
             else:
                 tell(self._metrics, result)
 
+        fault: Exception = RuntimeError("an attempt has come to no end")
         try:
             await self._together(jobs, ended, redelivered=again, waited=waited)
-        except Exception as error:  # noqa: BLE001 - a fault of each that it has left behind
-            for job in list(in_progress.values()):
-                ended(job, error)
-        finally:
-            for _ in in_progress:
-                self._free.release()
+        except Exception as error:  # noqa: BLE001 - of each that it has left behind
+            fault = error
+        except asyncio.CancelledError:
+            if _cancelled():
+                for _ in in_progress:
+                    self._free.release()
+                raise
+        for job in list(in_progress.values()):
+            ended(job, fault)
         await asyncio.gather(*(self._faulty(job, error, again) for job, error in faults))
 
     async def _one_of_many(self, job: Dispatch, redelivered: bool, waited: timedelta) -> None:
@@ -266,10 +276,14 @@ class DeliveryHandler:
                 await self._attempt(job, redelivered, waited)
         except Exception as error:  # noqa: BLE001 - logged, and its order parked
             await self._faulty(job, error, redelivered)
+        except asyncio.CancelledError as error:
+            if _cancelled():
+                raise
+            await self._faulty(job, error, redelivered)
         finally:
             self._free.release()
 
-    async def _faulty(self, job: Dispatch, error: Exception, redelivered: bool) -> None:
+    async def _faulty(self, job: Dispatch, error: BaseException, redelivered: bool) -> None:
         """Park the order as if it had come alone."""
         log.error("message.handler_failed", role=str(self._channel), error=place_of(error))
         order = Incoming(codec.dispatch_body(job), None, None, None, redelivered)

@@ -196,12 +196,15 @@ class Accept:
             await self._start(deliveries[0], event)
             return
         queued = [delivery for delivery in deliveries if delivery.state is State.QUEUED]
-        for fault in await self.queue.dispatch_all([dispatch_of(delivery, event) for delivery in queued]):
+        others = (delivery for delivery in deliveries if delivery.state is not State.QUEUED)
+        faults, *_ = await asyncio.gather(
+            self.queue.dispatch_all([dispatch_of(delivery, event) for delivery in queued]),
+            *(self._start(delivery, event) for delivery in others),
+        )
+        await self.queue.statuses([(delivery, delivery.history[-1]) for delivery in queued])
+        for fault in faults or ():
             if fault is not None and not isinstance(fault, QueueFull):
                 raise fault
-        await self.queue.statuses([(delivery, delivery.history[-1]) for delivery in queued])
-        others = (delivery for delivery in deliveries if delivery.state is not State.QUEUED)
-        await asyncio.gather(*(self._start(delivery, event) for delivery in others))
 
     async def _start(self, delivery: Delivery, event: EventData | None) -> None:
         """Dispatch or park it, and tell of it. Where a queue is full the sweeper will: other events must not wait."""

@@ -289,7 +289,7 @@ class Deliver:
         self, delivery: Delivery, suppression: Suppression | None, message: Message, answer: Accepted
     ) -> Outcome:
         """The provider has accepted it; `suppression`: of its address, which does not stop this delivery."""
-        proven = await self._withdrawn(delivery) if _may_have_suppressed(delivery, suppression) else ""
+        proven = await self._withdrawn(delivery) if may_have_suppressed(delivery, suppression) else ""
         return Sent(answer + _remarks(message) + proven, plain_reference(answer.reference), message.copies_suppressed)
 
     async def _withdrawn(self, delivery: Delivery) -> str:
@@ -549,7 +549,7 @@ class Deliver:
         return NotClaimed(stored, "claimed")
 
 
-def _may_have_suppressed(delivery: Delivery, known: Suppression | None) -> bool:
+def may_have_suppressed(delivery: Delivery, known: Suppression | None) -> bool:
     """Whether an earlier attempt of it may have suppressed its address, as far as known here or as another process."""
     return known is not None or delivery.epoch > 1 or delivery.possible_duplicate
 

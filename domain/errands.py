@@ -19,12 +19,14 @@ from domain.pool import Member
 from domain.suppression import Suppression
 from domain.vocabulary import Reason
 
+_BROKEN_OFF = UnknownOutcome(Reason.INTERNAL_ERROR, "the attempt was broken off")
+
 
 class Runners:
     """Tasks that run one thing after the other for as long as there are some; at most `limit`, None: one for each."""
 
-    def __init__(self, limit: int | None) -> None:
-        self._limit = limit
+    def __init__(self, limit: object = None) -> None:
+        self._limit = limit if isinstance(limit, int) and limit > 0 else None  # a provider of another package names it
         self._waiting: deque[Callable[[], Awaitable[None]]] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
@@ -41,7 +43,7 @@ class Runners:
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        if self._waiting:  # it was ended by what it ran
+        if self._waiting and not task.cancelled():  # it was ended by what it ran
             self._start()
 
     async def _run(self) -> None:
@@ -59,7 +61,7 @@ class Errand:
         message: as soon as it is rendered.
         answer: the provider's; or its `failure`.
         task: who runs it at this moment.
-        left: whether that one is told to leave it: nobody waits for it any more.
+        left: whether that one is told to leave it; `cut_off`: because its lease ends, and not because nobody waits.
     """
 
     job: Dispatch
@@ -71,12 +73,15 @@ class Errand:
     ended_at: datetime | None = None
     task: "asyncio.Task[None] | None" = None
     left: bool = False
+    cut_off: bool = False
 
 
 class Errands:
     """The sends of one batch. What has not ended when its block is left is left too."""
 
-    def __init__(self, deliver: Deliver, member: Member, runners: Runners, deadline: datetime) -> None:
+    def __init__(
+        self, deliver: Deliver, member: Member, runners: Callable[[Dispatch], Runners], deadline: datetime
+    ) -> None:
         self._deliver = deliver
         self._member = member
         self._runners = runners
@@ -97,7 +102,7 @@ class Errands:
                 self._end(errand)
             else:
                 self._open.add(errand)
-                self._runners.add(partial(self._run, errand))
+                self._runners(errand.job).add(partial(self._run, errand))
         left = (self._deadline - self._deliver.now()).total_seconds()
         self._timer = asyncio.get_running_loop().call_later(left, self._cut_off)
 
@@ -126,12 +131,14 @@ class Errands:
             errand.task.cancel()
 
     def _cut_off(self) -> None:
-        """The lease is nearly over; those whose turn has not come waited for the provider in vain."""
+        """The lease is nearly over.
+
+        That the turn of some has not come is nobody's fault: what holds up those before them, they tell themselves.
+        """
         for errand in list(self._open):
+            errand.cut_off = True
             if errand.task is None:
-                told = "its turn did not come within the lease"
-                errand.failure = TransientFailure(Reason.TIMEOUT, told, provider_fault=True)
-                self._member.circuit.ended(errand.failure)
+                errand.failure = TransientFailure(Reason.TIMEOUT, "its turn did not come within the lease")
             self._leave(errand)
 
     def _end(self, errand: Errand) -> None:
@@ -149,14 +156,19 @@ class Errands:
         except DeliveryFailure as failure:
             errand.failure = failure
         except asyncio.CancelledError as cancelled:
-            errand.failure = what_was_cut_off(cancelled, errand.message, self._member)
-            if not errand.left or task is None:
+            if errand.cut_off:
+                errand.failure = what_was_cut_off(cancelled, errand.message, self._member)
+            if not errand.left:
                 raise
-            task.uncancel()
-        except BaseException as error:  # it ends the runner, and nobody waits in vain
+        except TimeoutError as late:
+            errand.failure = what_was_cut_off(late, errand.message, self._member)
+        except Exception as error:  # noqa: BLE001 - recorded; the runner goes on
             errand.failure = UnknownOutcome(Reason.INTERNAL_ERROR, place_of(error))
-            raise
         finally:
+            if errand.left and task is not None:
+                while task.cancelling():  # also where what it ran has swallowed that
+                    task.uncancel()
+            errand.failure = errand.failure or (_BROKEN_OFF if errand.answer is None else None)
             self._end(errand)
 
     async def _send(self, errand: Errand) -> None:

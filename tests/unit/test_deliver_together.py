@@ -11,16 +11,18 @@ import pytest
 from consumers import codec
 from consumers.handlers import DeliveryHandler
 from consumers.metrics import Metrics
-from domain.circuit import THRESHOLD, Mode
+from domain.circuit import THRESHOLD, Circuit, Mode
 from domain.deliver import SEND_SHARE, Late, NotClaimed, Result, Settled
 from domain.deliver_together import DeliverTogether
 from domain.dispatch import STALE_AFTER, Dispatch
 from domain.errands import Runners
-from domain.failures import PermanentFailure, TransientFailure
+from domain.event import Attachment
+from domain.failures import UNBLAMED, UNSENT, PermanentFailure, TransientFailure
 from domain.message import Accepted, Message
+from domain.pool import Member
 from domain.ports import Claim, Record, TemplateError
-from domain.suppression import Suppression
-from domain.vocabulary import Channel, Reason, State, SuppressionReason
+from domain.suppression import Suppression, keys_of
+from domain.vocabulary import Channel, Reason, Semantics, State, SuppressionReason
 from tests.fakes import PlainRenderer, ScriptedProvider
 from tests.unit.test_handlers import Message as Incoming
 from tests.unit.world import LEASE, World
@@ -267,6 +269,151 @@ async def test_a_runner_that_ends_leaves_the_rest_to_others() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# None stops another
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class Waiting(ScriptedProvider):
+    """Has two connections; a message with an attachment waits for that one's host, which never answers."""
+
+    at_once = 2
+
+    async def send(self, message: Message) -> Accepted:
+        if message.attachments:
+            with UNBLAMED:
+                await asyncio.Event().wait()
+        return await super().send(message)
+
+
+async def test_what_waits_for_more_than_its_provider_keeps_no_other_waiting() -> None:
+    world = World()
+    world.provider = Waiting()
+    attached = Attachment.model_validate({"filename": "a.pdf", "url": "https://files.example/a.pdf"})
+    jobs = [_with(job, attachments=(attached,)) for job in await several(world, 5)]
+    plain = await several(world, 5)
+    together = DeliverTogether(world.alone)
+    slow = asyncio.create_task(deliver(together, jobs))
+    await asyncio.sleep(0)
+    await deliver(together, plain)
+    assert states(world, plain) == [State.SENT] * 5
+    slow.cancel()
+    await asyncio.wait([slow])
+    assert world.circuit.mode is Mode.CLOSED
+
+
+def _with(job: Dispatch, **more: Any) -> Dispatch:
+    assert job.event is not None
+    return replace(job, event=replace(job.event, **more))
+
+
+async def test_an_event_that_cannot_be_read_in_time_is_no_fault_of_the_provider() -> None:
+    world = World()
+    world.provider = Slow(at_once=1)
+    jobs = [replace(job, event=None) for job in await several(world, THRESHOLD + 1)]
+    real = world.deliveries.claim_all
+
+    async def get(_: str) -> None:
+        await asyncio.Event().wait()
+
+    async def slow(claims: Sequence[Claim]) -> Sequence[bool | Exception]:
+        world.clock.advance(LEASE * SEND_SHARE - timedelta(milliseconds=50))
+        return await real(claims)
+
+    world.events.get = get  # type: ignore[assignment,method-assign]
+    world.deliveries.claim_all = slow  # type: ignore[method-assign]
+    await deliver(DeliverTogether(world.alone), jobs)
+    assert {each.detail for each in world.deliveries.stored.values()} == {
+        "the event could not be read within the lease"
+    }
+    assert world.circuit.mode is Mode.CLOSED
+
+
+async def test_those_that_are_cancelled_while_they_connect_are_no_faults_of_the_provider() -> None:
+    world = World()
+
+    async def send(_: Message) -> Accepted:
+        with UNSENT:
+            await asyncio.Event().wait()
+        raise AssertionError
+
+    world.provider.send = send  # type: ignore[method-assign,assignment]
+    delivering = asyncio.create_task(deliver(DeliverTogether(world.alone), await several(world, 2 * THRESHOLD)))
+    await eventually(lambda: len(world.deliveries.attempts) == 2 * THRESHOLD)
+    await asyncio.sleep(0)
+    delivering.cancel()
+    await asyncio.wait([delivering])
+    await asyncio.sleep(0)
+    assert world.circuit.mode is Mode.CLOSED
+
+
+async def test_a_failure_that_cannot_be_understood_is_told_of_its_own_delivery_alone() -> None:
+    """Another package's adapter has a number where a duration should be."""
+    world = World()
+    wrong = TransientFailure(Reason.RATE_LIMITED, "429", retry_after=30)  # type: ignore[arg-type]
+    world.provider.script = ["ok", wrong]
+    other = Member(ScriptedProvider(name="other"), Circuit("other", world.clock))
+    jobs = await several(world, 6)
+    few = {job.delivery.recipient["email"] for job in jobs[:3]}
+    world.provider.takes = lambda recipient: recipient["email"] in few  # type: ignore[method-assign]
+    world.others = [other]
+    told = await deliver(DeliverTogether(world.alone), jobs)
+    assert [type(told[job.delivery.id]) for job in jobs] == [Settled, TypeError, *[Settled] * 4]
+
+
+async def test_an_address_that_cannot_be_looked_up_is_told_of_its_own_delivery_alone() -> None:
+    world = World()
+    jobs = await several(world, 3)
+    (bad,) = keys_of(jobs[1].delivery)
+    real = world.suppressions.among
+
+    async def among(keys: Sequence[str]) -> Mapping[str, Suppression]:
+        if bad in keys:
+            raise LookupError
+        return await real(keys)
+
+    world.suppressions.among = among  # type: ignore[method-assign]
+    await deliver(DeliverTogether(world.alone), jobs)
+    assert states(world, jobs) == [State.SENT, State.RETRYING, State.SENT]
+
+
+async def test_time_that_runs_out_while_one_is_rendered_leaves_it_certainly_unsent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(Semantics.AT_MOST_ONCE)
+    jobs = await several(world, 2)
+
+    def render(*_: object) -> Mapping[str, str]:
+        raise TimeoutError("u0@example.org")
+
+    monkeypatch.setattr(PlainRenderer, "render", render)
+    await deliver(DeliverTogether(world.alone), jobs)
+    assert states(world, jobs) == [State.RETRYING] * 2
+
+
+async def test_replays_ask_together_whether_their_own_refusal_is_withdrawn() -> None:
+    world = World()
+    jobs = []
+    for job in await several(world, 10):
+        replayed = replace(job.delivery, epoch=2)
+        world.deliveries.stored[replayed.id] = replayed
+        jobs.append(replace(job, delivery=replayed))
+    asking, most = 0, 0
+
+    async def withdraw(keys: Sequence[str], delivery: str) -> bool:
+        nonlocal asking, most
+        asking += 1
+        most = max(most, asking)
+        await asyncio.sleep(0)
+        asking -= 1
+        return False
+
+    world.suppressions.withdraw = withdraw  # type: ignore[method-assign]
+    await deliver(DeliverTogether(world.alone), jobs)
+    assert states(world, jobs) == [State.SENT] * 10
+    assert most > 1
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # The handler
 # ---------------------------------------------------------------------------------------------------------------
 
@@ -295,6 +442,21 @@ async def test_no_more_attempts_are_in_progress_than_the_setting_says() -> None:
     await handling
     assert provider.most == 3
     assert states(world, jobs) == [State.SENT] * 10
+
+
+async def test_one_whose_end_is_swallowed_by_a_cancellation_from_below_is_parked() -> None:
+    world = World()
+    world.provider.script = [TransientFailure(Reason.RATE_LIMITED, "451")]
+    jobs, message = await message_of(world, 3)
+
+    async def retry(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    world.queue.retry = retry  # type: ignore[assignment,method-assign]
+    await handler(world, 3)(message)
+    parked = [codec.read_dispatch(order.body)[0].delivery.id for order, _, _ in world.queue.rejected]
+    assert parked == [jobs[0].delivery.id]
+    assert states(world, jobs) == [State.RETRYING, State.SENT, State.SENT]
 
 
 async def test_a_fault_of_ours_parks_those_that_are_left() -> None:
