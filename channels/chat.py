@@ -17,7 +17,8 @@ import orjson
 from pydantic import AfterValidator, SecretStr
 
 from channels.classify import LONGEST_RETRY_AFTER
-from channels.http import Answer, Api, ApiProvider, ConnectionOptions, GuardedApi, Options, utc_now
+from channels.connection_options import ConnectionOptions
+from channels.http import Answer, Api, ApiProvider, GuardedApi, Options, utc_now
 from domain.failures import DeliveryFailure, PermanentFailure, TransientFailure
 from domain.message import Message
 from domain.vocabulary import Reason

@@ -1,4 +1,7 @@
-"""The files that go along with a mail: given inline, or fetched from a URL under limits of number, size and time."""
+"""The files that go along with a mail: given inline, or fetched from a URL under limits of number, size and time.
+
+The HTTP client is read with the first URL: it is a tenth of a worker's start, and most never meet one.
+"""
 
 import asyncio
 import re
@@ -7,18 +10,19 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from hashlib import sha256
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
-import aiohttp
 from pydantic import AfterValidator
 
 from channels.classify import connection_failure
-from channels.guard import address_refused, guarded_session
 from domain.event import Attachment
 from domain.failures import UNBLAMED, DeliveryFailure, PermanentFailure, TransientFailure, place_of
 from domain.message import Message
 from domain.ports import Files
 from domain.vocabulary import Reason
+
+if TYPE_CHECKING:
+    import aiohttp
 
 _CHUNK: Final = 64 * 1024
 _MEDIA_RANGE: Final = re.compile(r"[\w!#$&^.+-]+/(\*|[\w!#$&^.+-]+)")
@@ -144,6 +148,8 @@ class AttachmentFetcher:
         return await files.once(event_key, source, lambda: self._download(url, name, each), self._limits.timeout)
 
     async def _download(self, url: str, name: str, most: int) -> bytes:
+        import aiohttp
+
         try:
             async with (
                 asyncio.timeout(self._limits.timeout.total_seconds()),
@@ -156,8 +162,12 @@ class AttachmentFetcher:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _failure(error, name) from None
 
-    def _open(self) -> aiohttp.ClientSession:
+    def _open(self) -> "aiohttp.ClientSession":
         """The session, made where there is a running loop."""
+        import aiohttp
+
+        from channels.guard import guarded_session
+
         if self._session is None:
             self._session = guarded_session(
                 allow_private=self._allow_private,
@@ -167,7 +177,7 @@ class AttachmentFetcher:
         return self._session
 
 
-async def _read(response: aiohttp.ClientResponse, name: str, most: int) -> bytes:
+async def _read(response: "aiohttp.ClientResponse", name: str, most: int) -> bytes:
     if (response.content_length or 0) > most:
         raise _too_large(name, most)
     content = bytearray()
@@ -187,6 +197,8 @@ def _check_status(status: int, name: str) -> None:
 
 
 def _failure(error: Exception, name: str) -> DeliveryFailure:
+    from channels.guard import address_refused
+
     if address_refused(error):
         return PermanentFailure(Reason.ADDRESS_REFUSED, f"{name}: its URL leads into a private or reserved network")
     detail = connection_failure(error, f"fetching {name}").detail

@@ -6,49 +6,23 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace, TracebackType
-from typing import Annotated, Any, ClassVar, Final, Generic, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, TypeVar
 
 import aiohttp
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from channels.classify import connection_failure, parse_retry_after
+from channels.connection_options import ConnectionOptions
 from channels.guard import address_refused, guarded_session
 from channels.surroundings import NOWHERE, Surroundings
-from domain.duration import Duration
 from domain.failures import UNBLAMED, UNSENT, DeliveryFailure, PermanentFailure, UnknownOutcome, Unsent
 from domain.vocabulary import Reason
 
 USER_AGENT: Final = "NotiPy/0.1"
 MAX_ANSWER: Final = 64 * 1024
 """Bytes of an answer that are read; what is longer costs its connection."""
-
-
-class ConnectionOptions(BaseModel):
-    """What the settings of every HTTP provider have in common.
-
-    Attributes:
-        timeout: from the connection to the answer.
-        connections: kept and used at once, at most.
-        ca_file: certificate authorities to trust instead of the system's.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True)
-
-    timeout: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=15)
-    connections: Annotated[int, Field(ge=1, le=1000)] = 100
-    ca_file: Path | None = None
-
-    @model_validator(mode="after")
-    def _certificates(self) -> Self:
-        if self.ca_file is not None:
-            try:
-                ssl.create_default_context(cafile=str(self.ca_file))
-            except OSError:
-                raise ValueError("ca_file should be a readable file with certificates in PEM form") from None
-        return self
 
 
 Options = TypeVar("Options", bound=ConnectionOptions)

@@ -5,8 +5,8 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
 
+from channels.connection_options import ConnectionOptions
 from channels.fetch import Limits, MediaRanges
-from channels.http import ConnectionOptions
 from channels.mailbox import Address, parse_sender
 from domain.duration import Duration
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import Field, SecretStr, model_validator
 
-from channels.http import ConnectionOptions
+from channels.connection_options import ConnectionOptions
 from domain.duration import Duration, parse_duration
 from domain.failures import PermanentFailure
 from domain.identity import named_uuid

@@ -119,7 +119,7 @@ def _consumers(seen: "Sequence[Seen]") -> Finding:
 async def _database(settings: Settings) -> Sequence[Finding]:
     try:
         async with storage(settings) as stores:
-            version, replicas = await stores.database.ping(), await stores.database.replica_set()
+            version, replicas = await stores.database.version(), await stores.database.replica_set()
             server, schema = _server(settings, version, replicas), await _schema(Migrations(stores.database))
             return [server, schema, await _catalog(settings, stores)]
     except CommandFailed as failure:

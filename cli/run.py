@@ -5,8 +5,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,13 +58,25 @@ def run(
     if embedded:
         _run_embedded(ctx, alone=chosen is None and workers == 1)
         return
-    settings = load(ctx, sending=True)
-    _configure_logging(settings, worker)
+    with _collecting_nothing():
+        settings = load(ctx, sending=True)
+        _configure_logging(settings, worker)
+        work = _work(settings, chosen, workers, worker)
+        _collect_seldom()
+    raise typer.Exit(_in_loop(work))
+
+
+def _work(
+    settings: "Settings", roles: Sequence[str] | None, workers: int, worker: int | None
+) -> Coroutine[Any, Any, int]:
+    """What the process does; with all its code read, but for what it reads when it first needs it."""
     if workers > 1:
         from consumers.supervisor import supervise
 
-        raise typer.Exit(_in_loop(supervise(settings, chosen, workers)))
-    raise typer.Exit(_in_loop(_consume(settings, chosen, serve_page=worker is None)))
+        return supervise(settings, roles, workers)
+    import consumers.app  # noqa: F401 - read here, and used in the loop
+
+    return _consume(settings, roles, serve_page=worker is None)
 
 
 def _roles(given: str | None) -> list[str] | None:
@@ -109,7 +121,6 @@ def _in_loop(work: Coroutine[Any, Any, int]) -> int:
     from config.settings import SettingsError
     from storage.migrations import SchemaError
 
-    _collect_seldom()
     _share_heap()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -126,9 +137,21 @@ def _in_loop(work: Coroutine[Any, Any, int]) -> int:
         raise CommandFailed(str(error), "Is the port taken? metrics.port sets another, null none.") from None
 
 
+@contextmanager
+def _collecting_nothing() -> Iterator[None]:
+    """While code is read, of which nothing is garbage: looking for some would take a sixth of the start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def _collect_seldom() -> None:
-    """Look for cyclic garbage less often: messages leave none, and a look at all that a backlog holds costs a tenth."""
-    gc.collect()
+    """Look for cyclic garbage less often: messages leave none, and a look at all that a backlog holds costs a tenth.
+
+    What there is by now stays, without a look of its own.
+    """
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from aio_pika import RobustConnection
@@ -24,7 +24,7 @@ from config.settings import Settings, SettingsError, of_provider
 from consumers.auditing import Auditor, look_into
 from consumers.failpoints import Failpoints, parse_failpoints
 from consumers.handlers import CommandHandler, DeliveryHandler, EventHandler, Guarded, Handle, tell
-from consumers.health import Health, Page
+from consumers.health import Health
 from consumers.housekeeping import Housekeeping
 from consumers.intake import CONNECT_SECONDS, RECONNECT_SECONDS, Consumers, Subscription
 from consumers.metrics import Metrics
@@ -67,6 +67,9 @@ from storage.leadership import MongoLeadership
 from storage.shares import MongoShares
 from storage.suppressions import REFRESH, MongoSuppressions
 from storage.suspects import MongoSuspects
+
+if TYPE_CHECKING:
+    from consumers.page import Page
 
 log = structlog.get_logger()
 HEARTBEAT_SECONDS = 10
@@ -372,6 +375,8 @@ class Application:
         await self.core.catalog.refresh()
         await self.core.suppressions.refresh()
         if serve_page and settings.metrics.port is not None:
+            from consumers.page import Page
+
             self.page = Page(self.health.state, self.metrics.registry)
             await self.page.start(settings.metrics.host, settings.metrics.port)
             stack.push_async_callback(self.page.stop)

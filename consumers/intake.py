@@ -120,11 +120,17 @@ class Consumer:
         fresh = await self._subscriber._queue_obj.channel.get_underlay_channel()
         return fresh is old or (self.consuming and not fresh.consumers)
 
+    @property
+    def wrong(self) -> bool:
+        """Whether it consumes and should not, or the other way round, and something can be done about it now."""
+        differs = self.consuming != (self.subscription.paused() is None)
+        return differs and self.connected and time.monotonic() >= self._not_before
+
     async def keep(self) -> None:
         """Consume if it should, cease if it should not; what cannot be done now is tried again later."""
-        wanted = self.subscription.paused() is None
-        if wanted == self.consuming or not self.connected or time.monotonic() < self._not_before:
+        if not self.wrong:
             return
+        wanted = self.subscription.paused() is None
         try:
             await (self._resume() if wanted else self.cancel())
         except Exception as error:  # noqa: BLE001 - told, and tried again
@@ -250,7 +256,8 @@ class Consumers:
     async def keep(self) -> None:
         """See to it, until cancelled, that what should consume does, and nothing else."""
         while True:
-            await asyncio.gather(*(consumer.keep() for consumer in self._consumers))
+            if wrong := [consumer for consumer in self._consumers if consumer.wrong]:
+                await asyncio.gather(*(consumer.keep() for consumer in wrong))
             await asyncio.sleep(LOOK_SECONDS)
 
     async def renew(self, queues: Collection[str]) -> None:

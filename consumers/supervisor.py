@@ -19,7 +19,8 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.parser import text_string_to_metric_families
 
 from config.settings import Settings
-from consumers.health import EVERY, Condition, Page
+from consumers.health import EVERY, Condition
+from consumers.page import Page
 
 log = structlog.get_logger()
 STALE = 5 * EVERY

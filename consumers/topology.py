@@ -4,13 +4,16 @@ All queues are durable quorum queues that refuse rather than drop; what may be t
 because a queue's arguments cannot be changed after it was declared.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
+import aiormq
 from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel
+from aiormq import spec
+from aiormq.abc import ChannelFrame
 
 from domain.duration import format_duration
 from domain.inbox import EXCHANGE
@@ -149,6 +152,8 @@ class Topology:
     async def declare(self, channel: AbstractChannel) -> None:
         """Declare and bind everything; what exists already is left as it is.
 
+        A robust channel remembers what was declared on it, and declares that anew when it is restored.
+
         Raises:
             aio_pika.exceptions.ChannelPreconditionFailed: something of the same name exists with other arguments.
         """
@@ -160,3 +165,30 @@ class Topology:
             declared = await channel.declare_queue(queue.name, durable=True, arguments=queue.all_arguments)
             for exchange_name, key in queue.bindings:
                 await declared.bind(exchange_name, key)
+
+    async def declare_again(self, channel: AbstractChannel) -> None:
+        """The same in one go, which costs a tenth of it: the broker answers the last request alone, or with a fault.
+
+        Raises:
+            aio_pika.exceptions.ChannelPreconditionFailed: something of the same name exists with other arguments.
+        """
+        underlay = cast("aiormq.Channel", await channel.get_underlay_channel())
+        *unanswered, last = self._requests()
+        last.nowait = False
+        await underlay.write_queue.put(ChannelFrame.marshall(underlay.number, unanswered))
+        await underlay.rpc(last)
+
+    def _requests(self) -> Iterator[spec.Exchange.Declare | spec.Queue.Declare | spec.Queue.Bind]:
+        """What `declare` asks, as frames."""
+        for exchange in self.exchanges:
+            yield spec.Exchange.Declare(
+                exchange=exchange.name,
+                exchange_type=exchange.type.value,
+                durable=True,
+                nowait=True,
+                arguments=dict(exchange.arguments) or None,
+            )
+        for queue in self.queues:
+            yield spec.Queue.Declare(queue=queue.name, durable=True, nowait=True, arguments=queue.all_arguments)
+            for exchange_name, key in queue.bindings:
+                yield spec.Queue.Bind(queue=queue.name, exchange=exchange_name, routing_key=key, nowait=True)

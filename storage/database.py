@@ -220,24 +220,35 @@ class Database:
         loop = asyncio.get_running_loop()
         return await self.run(lambda: loop.run_in_executor(self._writers, _telling_refusals, statements))
 
+    async def read(self, statements: Callable[[], T]) -> T:
+        """The same for what only reads, and belongs together."""
+        loop = asyncio.get_running_loop()
+        return await self.run(lambda: loop.run_in_executor(self._writers, statements))
+
     def close(self) -> None:
         """Have the threads end when they have nothing more to do."""
         self._writers.shutdown(wait=False)
 
-    async def ping(self) -> str:
-        """The server's version.
+    async def ping(self) -> None:
+        """Whether it answers.
 
         Raises:
             PyMongoError: it cannot be reached.
         """
         try:
             await self._database.command("ping")
-            info = await self._client.server_info()
         except (PyMongoError, asyncio.CancelledError):  # cancelled: whoever asked has lost patience
             self.reachable = False
             raise
         self._answered()
-        return str(info["version"])
+
+    async def version(self) -> str:
+        """The server's.
+
+        Raises:
+            PyMongoError: it cannot be reached.
+        """
+        return str((await self._client.server_info())["version"])
 
     async def replica_set(self) -> str | None:
         """The replica set's name; None for a server that stands alone.
@@ -250,7 +261,11 @@ class Database:
 
     async def time(self) -> datetime:
         """The server's clock."""
-        answer = await self.run(lambda: self._database.command("hello"))
+        return await self.read(self.time_now)
+
+    def time_now(self) -> datetime:
+        """The same, for what is in a thread already (`read`)."""
+        answer: Document = self._database.delegate.command("hello")
         return answer["localTime"].replace(tzinfo=UTC)  # type: ignore[no-any-return]
 
     async def ensure_indexes(self) -> None:

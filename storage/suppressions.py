@@ -87,15 +87,18 @@ class MongoSuppressions:
                 await self._read_anew()
                 self._read_at = now
             elif self._known is not None:
-                self._remember(await self._fingerprints(await self._last_look() - OVERLAP))
+                # both questions in one visit to a thread: this is what an idle process does most often
+                self._remember(self._taken(await self._database.read(self._new_documents)))
             self._looked_at = now
 
-    async def _last_look(self) -> datetime:
+    def _new_documents(self) -> list[Document]:
+        return self._documents(self._last_look(self._database.time_now()) - OVERLAP)
+
+    def _last_look(self, now: datetime) -> datetime:
         """When that was, by the server's clock of then or of now, whichever is behind: the primary may be another one.
 
         An entry from a clock that is ahead, or of the year 3000, so hides none that is written later.
         """
-        now = await self._database.time()
         return min(self._seen_until, now - timedelta(seconds=time.monotonic() - self._looked_at))
 
     async def _read_anew(self) -> None:
@@ -112,10 +115,16 @@ class MongoSuppressions:
         self._seen_until = max(self._seen_until, began)
 
     async def _fingerprints(self, since: datetime | None = None) -> set[int]:
+        return self._taken(await self._database.read(lambda: self._documents(since)))
+
+    def _documents(self, since: datetime | None) -> list[Document]:
         """From the index `changed` alone; without `since` also those that have no time, or a damaged one."""
         wanted = {"updated_at": {"$gt": since}} if since else {}
-        query = self._collection.find(wanted, {"_id": 1, "updated_at": 1}).hint("changed")
-        documents = await self._database.run(lambda: query.clone().to_list(self._limit + 1))
+        query = self._collection.delegate.find(wanted, {"_id": 1, "updated_at": 1}).hint("changed")
+        return list(query.limit(self._limit + 1))
+
+    def _taken(self, documents: Sequence[Document]) -> set[int]:
+        """Their fingerprints; the latest of their times is how far has been looked."""
         times = [at for document in documents if isinstance(at := document.get("updated_at"), datetime)]
         self._seen_until = max([self._seen_until, *times])
         return {_fingerprint(document["_id"]) for document in documents if _is_key(document["_id"])}

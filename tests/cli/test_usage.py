@@ -86,7 +86,7 @@ def test_help_does_not_wait_for_what_only_the_work_needs() -> None:
 
 
 def test_a_worker_does_not_hold_what_only_other_providers_need() -> None:
-    others = ("aiobotocore", "apprise", "cryptography", "dkim", "http_ece", "httpx", "inscriptis")
+    others = ("aiohttp", "aiobotocore", "apprise", "cryptography", "dkim", "http_ece", "httpx", "inscriptis")
     code = f"import sys, consumers.app, channels.smtp; print([name for name in {others!r} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

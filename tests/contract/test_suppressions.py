@@ -209,7 +209,7 @@ async def test_a_new_primary_whose_clock_is_behind_hides_nothing(
     await other.add(entry())
     written = datetime.now(UTC) - behind - timedelta(seconds=290)
     await database.collection("suppressions").update_one({"_id": entry().key}, {"$set": {"updated_at": written}})
-    monkeypatch.setattr(database, "time", AsyncMock(return_value=datetime.now(UTC) - behind))
+    monkeypatch.setattr(database, "time_now", lambda: datetime.now(UTC) - behind)
     await found.refresh()
     assert list(await found.among([entry().key])) == [entry().key]
 

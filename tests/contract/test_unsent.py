@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from channels.connection_options import ConnectionOptions
 from channels.fetch import AttachmentFetcher, Limits
-from channels.http import Api, ConnectionOptions, GuardedApi
+from channels.http import Api, GuardedApi
 from channels.registry import make_provider
 from domain.circuit import Mode
 from domain.event import Attachment
