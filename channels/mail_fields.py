@@ -24,8 +24,11 @@ LONGEST_TARGET: Final = 900
 """Characters of a URL, which is not broken: a line holds 998 (RFC 5322 §2.1.1)."""
 
 # What may be long is not given back (`++`, `*+`), else an address field takes time by the square of its length.
-_ONE = re.compile(r'(?:"(?:[^"\\]|\\.){0,1000}+"|[^",\n])++')
+_ONE = re.compile(r'(?:"(?:[^"\\]|\\.){0,1000}+"|[^",\n])++|"(?P<open>(?:[^"\\]|\\.)*+\\?+)')
+"""What stands between commas or lines; or all that follows a quote that is never closed, or too late: read once, for
+each quote in it would be looked for the end of anew."""
 _NAMED = re.compile(r'(?P<name>"(?:[^"\\]|\\.)*+"\s*+|[^<>"@]*+)<(?P<email>[^\s<>",;@]+@[^\s<>",;@]+)>')
+_SEPARATOR = re.compile(r'[",\n]')
 _BARE = re.compile(r'[^\s<>",;@]+@[^\s<>",;@]+')
 _X_PRIORITY: Final[Mapping[str, str]] = {"high": "1 (Highest)", "low": "5 (Lowest)"}
 
@@ -107,7 +110,14 @@ def _addresses(content: Mapping[str, str], field: str) -> tuple[list[Address], i
 
 def _items(text: str) -> list[str]:
     """What stands between commas or lines; nothing of a text that is too long."""
-    return [item for found in _ONE.finditer(text) if (item := found[0].strip())] if len(text) <= MAX_ADDRESSES else []
+    if len(text) > MAX_ADDRESSES:
+        return []
+    return [item for found in _ONE.finditer(text) for part in _parts(found) if (item := part.strip())]
+
+
+def _parts(found: re.Match[str]) -> Sequence[str]:
+    """Behind a quote that is never closed, quotes mean nothing."""
+    return [found[0]] if found["open"] is None else _SEPARATOR.split(found["open"])
 
 
 def _mailbox(text: str) -> Address | None:
