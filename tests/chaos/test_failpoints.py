@@ -1,6 +1,7 @@
 """Failpoints: passed where they say, and nothing where none are set."""
 
 import signal
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +17,10 @@ class Port:
     async def claim(self, wins: bool) -> bool:
         self.calls.append("claim")
         return wins
+
+    async def claim_all(self, wins: Sequence[bool]) -> Sequence[bool]:
+        self.calls.append("claim_all")
+        return list(wins)
 
     async def send(self, message: str) -> str:
         self.calls.append(message)
@@ -33,6 +38,8 @@ async def test_a_claim_that_is_not_won_passes_nothing() -> None:
     assert points.points["claimed"].passages == 0
     assert await port.claim(True) is True
     assert points.points["claimed"].passages == 1
+    assert await port.claim_all([True, False, True]) == [True, False, True]
+    assert points.points["claimed"].passages == 3
     assert port.depth == 3
 
 

@@ -780,7 +780,9 @@ CASES = [
 ]
 
 
-NOT_A_QUERY = {f"Database.{name}" for name in ("run", "write", "ping", "replica_set", "time", "ensure_indexes")}
+NOT_A_QUERY = {
+    f"Database.{name}" for name in ("run", "read", "write", "ping", "version", "replica_set", "time", "ensure_indexes")
+}
 NOT_A_QUERY |= {"MongoFiles.close"}
 
 
