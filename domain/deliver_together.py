@@ -15,7 +15,7 @@ from itertools import zip_longest
 
 from domain.deliver import Deliver, Made, Result, Settled, may_have_suppressed
 from domain.dispatch import Dispatch
-from domain.errands import Errand, Errands, Runners
+from domain.errands import BROKEN_OFF, Errand, Errands, Runners
 from domain.failures import TransientFailure, place_of
 from domain.outcome import FailedOver, Outcome, Sent
 from domain.pool import NOBODY, Member
@@ -158,8 +158,7 @@ class DeliverTogether:
         if errand.outcome is not None:
             return errand.outcome
         if errand.failure is not None or errand.message is None or errand.answer is None:
-            failure = errand.failure or TransientFailure(Reason.INTERNAL_ERROR, "no attempt was made")
-            return await self.deliver.failed(errand.job, member, NOBODY, failure)
+            return await self.deliver.failed(errand.job, member, NOBODY, errand.failure or BROKEN_OFF)
         return await self.deliver.sent(errand.job.delivery, errand.suppression, errand.message, errand.answer)
 
     async def _follow(

@@ -19,7 +19,7 @@ from domain.pool import Member
 from domain.suppression import Suppression
 from domain.vocabulary import Reason
 
-_BROKEN_OFF = UnknownOutcome(Reason.INTERNAL_ERROR, "the attempt was broken off")
+BROKEN_OFF = UnknownOutcome(Reason.INTERNAL_ERROR, "the attempt was broken off")
 
 
 class Runners:
@@ -168,7 +168,7 @@ class Errands:
             if errand.left and task is not None:
                 while task.cancelling():  # also where what it ran has swallowed that
                     task.uncancel()
-            errand.failure = errand.failure or (_BROKEN_OFF if errand.answer is None else None)
+            errand.failure = errand.failure or (BROKEN_OFF if errand.answer is None else None)
             self._end(errand)
 
     async def _send(self, errand: Errand) -> None:
